@@ -1,0 +1,16 @@
+//! flashside: a FUSE filesystem that puts the flash of a hypervisor host between its VMs and their
+//! shared storage.
+//!
+//! The rooms, top to bottom; a room uses only rooms below it (`tests/rooms.rs` checks this):
+//! `cli` → `control` → `mount` → `image` → `cache` → `module`, `io`; `mount` and `image` also use
+//! `store`; every room may read `config`.
+
+pub mod cache;
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod image;
+pub mod io;
+pub mod module;
+pub mod mount;
+pub mod store;
