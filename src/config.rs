@@ -52,3 +52,13 @@ pub struct Simulate {
     /// A file that records which pages were read; reading one again is EIO.
     pub once: Option<PathBuf>,
 }
+
+/// Where control sockets and witnesses lie while the host runs.
+pub fn runtime_dir() -> PathBuf {
+    // SAFETY: geteuid only returns a number.
+    let is_root = unsafe { libc::geteuid() } == 0;
+    match std::env::var_os("XDG_RUNTIME_DIR") {
+        Some(dir) if !is_root => PathBuf::from(dir).join("flashside"),
+        _ => PathBuf::from("/run/flashside"),
+    }
+}

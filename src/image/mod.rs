@@ -1,74 +1,167 @@
 //! One image: reads, writes, flush, discard, and the order of their steps.
+//!
+//! [`Images`] knows every image that is open or not yet settled; [`Handle`] is one open of one. Guests'
+//! requests come in through a handle and are answered through callbacks. This room decides what goes to
+//! the store and what to the cache, and in which order; it knows nothing of FUSE.
+//!
+//! # Locking
+//! Locks here guard bookkeeping and are never held across I/O. Order: an image's lanes, then a fetch,
+//! then a miss.
+
+mod budget;
+mod counters;
+mod fetch;
+mod handle;
+mod images;
+mod lanes;
+mod miss;
+mod read;
+mod settle;
+pub mod status;
+mod stream;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Instant;
 
-use crate::store::{Attr, Error, ImageId, StoreFile};
+use parking_lot::{Mutex, RwLock};
 
-/// All images in use or cached.
-pub struct Images {}
+use crate::cache::{Entry, Pool};
+use crate::io::BufferPool;
+use crate::store::executor::Executor;
+use crate::store::{Error, ImageId, StoreFile};
+
+use budget::Budget;
+use counters::Counters;
+pub use handle::Handle;
+pub use images::Images;
+use images::Shared;
+use lanes::Lanes;
 
 /// What an operation ends with; called exactly once, from any thread.
 pub type Done<T> = Box<dyn FnOnce(Result<T, Error>) + Send>;
 /// As [`Done`] for a read: the bytes are only valid during the call.
 pub type ReadDone = Box<dyn FnOnce(Result<&[u8], Error>) + Send>;
 
-/// One open of an image.
-pub struct Handle {}
-
-impl Images {
-    /// Joins `file`, just opened with attributes `attr`, to its image. `name` is for people.
-    /// Blocks on flash, never on the store.
-    pub fn open(
-        self: &Arc<Self>,
-        _name: &str,
-        _file: Arc<dyn StoreFile>,
-        _attr: &Attr,
-        _read: bool,
-        _write: bool,
-    ) -> Arc<Handle> {
-        todo!()
-    }
-
-    /// The store object is gone for good (its last link was removed): forget what is cached of it,
-    /// now or when its last handle closes.
-    pub fn removed(&self, _id: ImageId) {}
-
-    /// The image now has this name; for status.
-    pub fn renamed(&self, _id: ImageId, _name: &str) {}
-
-    /// The size we know an open image to have: newer than attributes read while a write runs.
-    pub fn known_size(&self, _id: ImageId) -> Option<u64> {
-        None
-    }
-
-    /// Bytes of an image on flash, for `user.flashside.resident`.
-    pub fn resident_bytes(&self, _id: ImageId) -> Option<u64> {
-        None
-    }
+/// An image that is open or not yet settled.
+pub(crate) struct Image {
+    pub(crate) id: ImageId,
+    name: Mutex<String>,
+    shared: Arc<Shared>,
+    entry: RwLock<Option<Arc<Entry>>>,
+    lanes: Arc<Lanes>,
+    counters: Counters,
+    size_bytes: AtomicU64,
+    handles: AtomicUsize,
+    /// A file to settle with: the latest opened one that can write, or any.
+    file: Mutex<Option<Arc<dyn StoreFile>>>,
+    settling: AtomicBool,
+    settled_at: Mutex<Instant>,
+    /// Regions whose store fsync failed; tried again.
+    unsynced: Mutex<Vec<u32>>,
+    /// Gone from the store: forgotten when closed.
+    removed: AtomicBool,
 }
 
-impl Handle {
-    pub fn read(self: &Arc<Self>, _offset_bytes: u64, _len_bytes: usize, _done: ReadDone) {}
-    pub fn write(self: &Arc<Self>, _offset_bytes: u64, _data: &[u8], _done: Done<()>) {}
-    /// FLUSH (rule 2): returns when every write acknowledged before is durable.
-    pub fn flush(self: &Arc<Self>, _data_only: bool, _done: Done<()>) {}
-    /// close(2) of one descriptor: a flush if this handle wrote since its last one, else nothing.
-    pub fn close(self: &Arc<Self>, _done: Done<()>) {}
-    pub fn truncate(self: &Arc<Self>, _size_bytes: u64, _done: Done<()>) {}
-    pub fn allocate(self: &Arc<Self>, _mode: i32, _offset: u64, _len: u64, _done: Done<()>) {}
-    pub fn seek(self: &Arc<Self>, _offset_bytes: u64, _whence: i32, _done: Done<u64>) {}
-    pub fn copy_to(
-        self: &Arc<Self>,
-        _offset_bytes: u64,
-        _target: &Arc<Handle>,
-        _target_offset_bytes: u64,
-        _len_bytes: u64,
-        _done: Done<u64>,
-    ) {
+impl Image {
+    fn new(id: ImageId, name: &str, shared: Arc<Shared>) -> Image {
+        Image {
+            id,
+            name: Mutex::new(name.to_owned()),
+            shared,
+            entry: RwLock::new(None),
+            lanes: Arc::default(),
+            counters: Counters::default(),
+            size_bytes: AtomicU64::new(0),
+            handles: AtomicUsize::new(0),
+            file: Mutex::new(None),
+            settling: AtomicBool::new(false),
+            settled_at: Mutex::new(Instant::now()),
+            unsynced: Mutex::default(),
+            removed: AtomicBool::new(false),
+        }
     }
-    /// The last close: the handle takes part in nothing any more.
-    pub fn release(self: &Arc<Self>) {}
-    pub fn id(&self) -> ImageId {
-        todo!()
+
+    fn name(&self) -> String {
+        self.name.lock().clone()
+    }
+
+    /// The image in the cache, if it has a place there.
+    fn entry(&self) -> Option<Arc<Entry>> {
+        self.entry.read().clone()
+    }
+
+    fn pool(&self) -> &Pool {
+        &self.shared.pool
+    }
+
+    fn buffers(&self) -> &BufferPool {
+        &self.shared.buffers
+    }
+
+    fn budget(&self) -> &Arc<Budget> {
+        &self.shared.budget
+    }
+
+    fn store_executor(&self) -> &Executor {
+        &self.shared.store_executor
+    }
+
+    fn flash_executor(&self) -> &Executor {
+        &self.shared.flash_executor
+    }
+
+    fn store_is_local(&self) -> bool {
+        self.shared.store_is_local
+    }
+
+    fn readahead_max_bytes(&self) -> u64 {
+        self.shared.readahead_max_bytes
+    }
+
+    fn ahead_fetches(&self) -> &AtomicUsize {
+        &self.shared.ahead_fetches
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.size_bytes.load(Ordering::Acquire)
+    }
+
+    fn set_size(&self, size_bytes: u64) {
+        self.size_bytes.store(size_bytes, Ordering::Release);
+    }
+
+    /// The image reaches at least to `end_bytes` now; gives its size.
+    fn grow_to(&self, end_bytes: u64) -> u64 {
+        let before = self.size_bytes.fetch_max(end_bytes, Ordering::AcqRel);
+        if before < end_bytes
+            && let Some(entry) = self.entry()
+        {
+            entry.resize(end_bytes);
+        }
+        before.max(end_bytes)
+    }
+
+    /// There is something to settle.
+    fn changed(&self) {
+        self.shared.nudge();
+    }
+
+    /// An fsync of the store failed: what it holds of the writes since the last one is unknown, so the
+    /// cache forgets them (rule 3a).
+    fn store_lost_writes(&self) {
+        log::warn!(
+            "image {}: fsync in the store failed; unflushed regions leave the cache",
+            self.name()
+        );
+        if let Some(entry) = self.entry() {
+            entry.drop_regions(&entry.doubtful_regions());
+        }
+    }
+
+    /// A handle was closed for good.
+    fn released(&self) {
+        self.handles.fetch_sub(1, Ordering::AcqRel);
+        self.changed();
     }
 }

@@ -78,10 +78,7 @@ struct Queue {
     idle: usize,
 }
 
-struct Job {
-    id: u64,
-    run: Box<dyn FnOnce() + Send>,
-}
+type Job = Box<dyn FnOnce() + Send>;
 
 struct Pending {
     what: &'static str,
@@ -126,7 +123,6 @@ impl<T: Send> Answer for Cell<T> {
             self.answer(Ok(value));
         }
     }
-
 }
 
 impl Executor {
@@ -213,6 +209,16 @@ impl Executor {
         self.shared.pending.lock().len()
     }
 
+    /// Registers a wait whose work comes later, with [`Parked::run`] or [`Parked::answer`]; the deadline
+    /// runs from now.
+    pub fn park<T: Send + 'static>(
+        &self,
+        what: &'static str,
+        done: impl FnOnce(Result<T>) + Send + 'static,
+    ) -> Parked<T> {
+        self.register(what, Box::new(done), None)
+    }
+
     fn enqueue<T: Send + 'static>(
         &self,
         what: &'static str,
@@ -220,6 +226,15 @@ impl Executor {
         done: Done<T>,
         fallback: Option<Fallback<T>>,
     ) {
+        self.register(what, done, fallback).run(work);
+    }
+
+    fn register<T: Send + 'static>(
+        &self,
+        what: &'static str,
+        done: Done<T>,
+        fallback: Option<Fallback<T>>,
+    ) -> Parked<T> {
         let shared = &self.shared;
         let cell = Arc::new(Cell {
             done: Mutex::new(Some(done)),
@@ -236,26 +251,56 @@ impl Executor {
                 answer: cell.clone(),
             },
         );
-        let answer = cell.clone();
-        let run = Box::new(move || {
-            if answer.expired.load(Ordering::Acquire) {
-                return;
-            }
-            let result = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
-                log::error!("a {what} operation panicked; its caller gets EIO");
-                Err(Error::from_errno(libc::EIO))
-            });
-            answer.answer(result);
-        });
-        if !shared.push(Job { id, run }) {
-            shared.pending.lock().remove(&id);
-            cell.answer(Err(Error::Overloaded));
-            return;
-        }
         if shared.watcher_asleep.load(Ordering::Acquire) {
             let _pending = shared.pending.lock();
             shared.watcher_wanted.notify_one();
         }
+        Parked {
+            shared: shared.clone(),
+            what,
+            id,
+            cell,
+        }
+    }
+}
+
+/// A wait that is registered and whose work is not begun. Dropped without an answer it ends with EIO.
+pub struct Parked<T: Send + 'static> {
+    shared: Arc<Shared>,
+    what: &'static str,
+    id: u64,
+    cell: Arc<Cell<T>>,
+}
+
+impl<T: Send + 'static> Parked<T> {
+    /// Runs `work` on a thread and answers with its result; drops it unrun if the deadline has passed.
+    pub fn run(self, work: impl FnOnce() -> Result<T> + Send + 'static) {
+        let shared = self.shared.clone();
+        let job = Box::new(move || {
+            if self.cell.expired.load(Ordering::Acquire) {
+                return;
+            }
+            let result = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
+                log::error!("a {} operation panicked; its caller gets EIO", self.what);
+                Err(Error::from_errno(libc::EIO))
+            });
+            self.answer(result);
+        });
+        if let Err(job) = shared.push(job) {
+            drop(job); // with the parked wait inside, which answers
+        }
+    }
+
+    /// Answers without work.
+    pub fn answer(self, result: Result<T>) {
+        self.cell.answer(result);
+    }
+}
+
+impl<T: Send + 'static> Drop for Parked<T> {
+    fn drop(&mut self) {
+        self.shared.pending.lock().remove(&self.id);
+        self.cell.answer(Err(Error::Overloaded));
     }
 }
 
@@ -271,11 +316,11 @@ impl Drop for Executor {
 }
 
 impl Shared {
-    /// Queues a job; false when the queue is full.
-    fn push(self: &Arc<Self>, job: Job) -> bool {
+    /// Queues a job; gives it back when the queue is full.
+    fn push(self: &Arc<Self>, job: Job) -> std::result::Result<(), Job> {
         let mut queue = self.queue.lock();
         if queue.jobs.len() >= self.limits.queue_max {
-            return false;
+            return Err(job);
         }
         queue.jobs.push_back(job);
         if queue.idle > 0 {
@@ -287,7 +332,7 @@ impl Shared {
             drop(queue);
             self.spawn(number);
         }
-        true
+        Ok(())
     }
 
     fn spawn(self: &Arc<Self>, number: usize) {
@@ -307,8 +352,7 @@ impl Shared {
         loop {
             if let Some(job) = queue.jobs.pop_front() {
                 drop(queue);
-                (job.run)();
-                self.pending.lock().remove(&job.id);
+                job();
                 self.completed_ms.store(self.now_ms(), Ordering::Relaxed);
                 queue = self.queue.lock();
             } else if self.closing.load(Ordering::Acquire) {

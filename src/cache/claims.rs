@@ -1,0 +1,95 @@
+//! Who works on a block's bytes in the cache file: several inserts, or one eviction.
+//!
+//! # Locking
+//! `claims` is held for bookkeeping only; an insert that meets an eviction waits on `freed`, which
+//! takes one punch at most.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use parking_lot::{Condvar, Mutex};
+
+/// The claims on the blocks of one image.
+#[derive(Default)]
+pub struct Claims {
+    /// Inserts counted, or [`EVICTING`].
+    claims: Mutex<HashMap<u64, u32>>,
+    freed: Condvar,
+}
+
+const EVICTING: u32 = u32::MAX;
+
+/// A claim; ends when dropped.
+pub struct Claim<'a> {
+    claims: &'a Claims,
+    blocks: Range<u64>,
+}
+
+impl Claims {
+    /// Claims `blocks` together with others who insert; waits for evictions.
+    pub fn share(&self, blocks: Range<u64>) -> Claim<'_> {
+        let mut claims = self.claims.lock();
+        for block in blocks.clone() {
+            while claims.get(&block) == Some(&EVICTING) {
+                self.freed.wait(&mut claims);
+            }
+            *claims.entry(block).or_insert(0) += 1;
+        }
+        Claim {
+            claims: self,
+            blocks,
+        }
+    }
+
+    /// Claims one block alone, if nobody has it.
+    pub fn try_evict(&self, block: u64) -> Option<Claim<'_>> {
+        let mut claims = self.claims.lock();
+        if claims.contains_key(&block) {
+            return None;
+        }
+        claims.insert(block, EVICTING);
+        Some(Claim {
+            claims: self,
+            blocks: block..block + 1,
+        })
+    }
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        let mut claims = self.claims.claims.lock();
+        for block in self.blocks.clone() {
+            match claims.get_mut(&block) {
+                Some(count) if *count != EVICTING && *count > 1 => *count -= 1,
+                _ => {
+                    claims.remove(&block);
+                }
+            }
+        }
+        self.claims.freed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_insert_keeps_eviction_away_and_the_reverse() {
+        let claims = Claims::default();
+        let insert = claims.share(3..5);
+        let other = claims.share(4..6);
+        assert!(claims.try_evict(4).is_none());
+        drop(insert);
+        assert!(claims.try_evict(4).is_none());
+        assert!(claims.try_evict(3).is_some());
+        drop(other);
+        let evict = claims.try_evict(4).expect("free");
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| drop(claims.share(4..5)));
+            drop(evict);
+            waiting.join().expect("it ends");
+        });
+        assert!(claims.claims.lock().is_empty());
+    }
+}

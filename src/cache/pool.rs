@@ -1,0 +1,271 @@
+//! The cache pool: all cache devices as one cache; which images are in it, and making room.
+//!
+//! # Locking
+//! `entries` and `by_number` are held for lookups only, a device's module for queue operations only.
+
+use std::fs;
+use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Weak};
+
+use dashmap::DashMap;
+use parking_lot::RwLock;
+
+use crate::config::Config;
+use crate::io::Buffer;
+use crate::module::{Heat, Key};
+use crate::store::{ImageId, Validator};
+
+use super::device::Device;
+use super::entry::Entry;
+use super::head::{Head, UNTRUSTED};
+use super::status::PoolStatus;
+use super::version::is_settled;
+use super::{Error, PAGE_BYTES, recovery};
+
+/// Blocks looked at for one eviction before an insert goes without room.
+const VICTIM_TRIES: usize = 64;
+/// Bits of a key that number the block.
+const BLOCK_BITS: u32 = 40;
+
+/// All cache devices and the images on them.
+pub struct Pool {
+    devices: Vec<Arc<Device>>,
+    entries: DashMap<ImageId, Arc<Entry>>,
+    by_number: RwLock<Vec<Weak<Entry>>>,
+    next_number: AtomicU32,
+    durable_marks: bool,
+}
+
+impl Pool {
+    /// Takes the configured devices into use for the store `store` and loads what they hold.
+    pub fn open(config: &Config, store: &str) -> Result<Arc<Pool>, Error> {
+        let runtime_dir = crate::config::runtime_dir();
+        let mut devices = Vec::new();
+        for device in &config.caches {
+            devices.push(Arc::new(Device::open(device, store, &runtime_dir)?));
+        }
+        let pool = Pool {
+            devices,
+            entries: DashMap::new(),
+            by_number: RwLock::default(),
+            next_number: AtomicU32::new(0),
+            durable_marks: config.in_doubt_marks,
+        };
+        for (device, config) in pool.devices.iter().zip(&config.caches) {
+            pool.load(device)
+                .map_err(|error| Error::Io(config.dir.clone(), error))?;
+        }
+        Ok(Arc::new(pool))
+    }
+
+    fn load(&self, device: &Arc<Device>) -> io::Result<()> {
+        if !device.usable() {
+            return Ok(());
+        }
+        let number = || self.next_number.fetch_add(1, Ordering::Relaxed);
+        for entry in recovery::load(device, self.durable_marks, number)? {
+            self.register(Arc::new(entry));
+        }
+        self.shrink(device);
+        Ok(())
+    }
+
+    fn register(&self, entry: Arc<Entry>) {
+        let mut by_number = self.by_number.write();
+        let at = entry.number as usize;
+        if by_number.len() <= at {
+            by_number.resize(at + 1, Weak::new());
+        }
+        by_number[at] = Arc::downgrade(&entry);
+        drop(by_number);
+        self.entries.insert(entry.id, entry);
+    }
+
+    /// The entry of an image, made if there is none; `None` without a usable device. `found` is the
+    /// image as it is now.
+    pub fn entry(&self, found: &Validator, name: &str) -> Option<Arc<Entry>> {
+        if let Some(known) = self.known(found.id) {
+            if known.disowned.load(Ordering::Acquire) && known.device.usable() {
+                self.forget(found.id);
+            } else {
+                return Some(known);
+            }
+        }
+        let device = self
+            .devices
+            .iter()
+            .filter(|device| device.usable())
+            .max_by_key(|device| {
+                let status = device.status();
+                status.limit_bytes.saturating_sub(status.used_bytes)
+            })?;
+        let head = Head {
+            validator: *found,
+            horizon_ns: if is_settled(found) { 0 } else { UNTRUSTED },
+            committed: 0,
+            valid_from: 1,
+            name: name.to_owned(),
+        };
+        let number = self.next_number.fetch_add(1, Ordering::Relaxed);
+        let entry = Entry::new(
+            found.id,
+            number,
+            device.clone(),
+            head,
+            1,
+            self.durable_marks,
+        );
+        let entry = Arc::new(entry);
+        self.register(entry.clone());
+        Some(entry)
+    }
+
+    /// The entry of an image that is in the cache.
+    pub fn known(&self, id: ImageId) -> Option<Arc<Entry>> {
+        self.entries.get(&id).map(|entry| entry.value().clone())
+    }
+
+    /// All images in the cache.
+    pub fn all(&self) -> Vec<Arc<Entry>> {
+        self.entries.iter().map(|entry| entry.clone()).collect()
+    }
+
+    /// Inserts fetched pages, if there is room and the version is still `era`.
+    pub fn insert(&self, entry: &Entry, era: u64, first: u64, bytes: &[u8]) {
+        if entry.era() != era {
+            return;
+        }
+        self.with_room(entry, bytes.len() as u64, || entry.insert(first, bytes));
+    }
+
+    /// Follows a write that the store has taken; see [`Entry::overwrite`]. When flash fails the pages
+    /// are dropped: the store has them.
+    pub fn overwrite(
+        &self,
+        entry: &Entry,
+        offset_bytes: u64,
+        len_bytes: u64,
+        size_bytes: u64,
+        buffer: &mut Buffer,
+    ) {
+        let pages = super::pages_touched(offset_bytes, len_bytes);
+        let bytes = (pages.end - pages.start) * PAGE_BYTES;
+        let room = self.make_room(&entry.device, bytes);
+        let done = entry.overwrite(offset_bytes, len_bytes, size_bytes, buffer, room);
+        if room {
+            entry.device.release(bytes);
+        }
+        match done {
+            Ok(()) => entry.device.report_ok(),
+            Err(error) => {
+                entry.drop_pages(&pages);
+                entry.report(&error);
+            }
+        }
+    }
+
+    fn with_room(&self, entry: &Entry, bytes: u64, insert: impl FnOnce() -> io::Result<()>) {
+        if !entry.device.usable() || !self.make_room(&entry.device, bytes) {
+            return;
+        }
+        let done = insert();
+        entry.device.release(bytes);
+        match done {
+            Ok(()) => entry.device.report_ok(),
+            Err(error) => entry.report(&error),
+        }
+    }
+
+    /// Evicts until `bytes` fit and promises them; false when they cannot be made to fit.
+    fn make_room(&self, device: &Device, bytes: u64) -> bool {
+        let mut tries = VICTIM_TRIES + bytes as usize / super::BLOCK_BYTES as usize;
+        while !device.try_reserve(bytes) {
+            if tries == 0 || !self.evict_one(device) {
+                return false;
+            }
+            tries -= 1;
+        }
+        true
+    }
+
+    /// Brings a device under its limit, after the limit was lowered.
+    fn shrink(&self, device: &Device) {
+        while !device.within_limit() && self.evict_one(device) {}
+    }
+
+    /// Evicts one block; false when there is none.
+    fn evict_one(&self, device: &Device) -> bool {
+        let Some(key) = device.module.lock().victim(self) else {
+            return false;
+        };
+        if let Some(entry) = self.of_key(key)
+            && !entry.evict(block_of(key))
+        {
+            device.module.lock().inserted(key);
+        }
+        true
+    }
+
+    fn of_key(&self, key: Key) -> Option<Arc<Entry>> {
+        let number = (key.0 >> BLOCK_BITS) as usize;
+        self.by_number.read().get(number)?.upgrade()
+    }
+
+    /// Forgets an image: it is gone from the store, or its cache cannot be used.
+    pub fn forget(&self, id: ImageId) {
+        let Some((_, entry)) = self.entries.remove(&id) else {
+            return;
+        };
+        entry.disowned.store(true, Ordering::Release);
+        entry.map.clear(&(0..u64::MAX));
+        let had_files = entry.files.write().take().is_some();
+        entry.uncharge();
+        if let Some(witness) = &entry.device.witness {
+            witness.forget(id);
+        }
+        if had_files && let Err(error) = fs::remove_dir_all(entry.dir()) {
+            entry.report(&error);
+        }
+    }
+
+    /// Every device has everything durable: after a clean stop no witness is needed.
+    pub fn close(&self) {
+        for device in &self.devices {
+            if let Some(witness) = &device.witness {
+                witness.close();
+            }
+        }
+    }
+
+    /// For `flashside status`.
+    pub fn status(&self) -> PoolStatus {
+        let devices: Vec<_> = self.devices.iter().map(|device| device.status()).collect();
+        PoolStatus {
+            limit_bytes: devices.iter().map(|device| device.limit_bytes).sum(),
+            used_bytes: devices.iter().map(|device| device.used_bytes).sum(),
+            devices,
+        }
+    }
+}
+
+impl Heat for Pool {
+    fn heat(&self, key: Key) -> Option<u8> {
+        let entry = self.of_key(key)?;
+        let heat = entry.map.heat(block_of(key));
+        if heat.is_none() {
+            entry.map.set_unqueued(block_of(key));
+        }
+        heat
+    }
+
+    fn set_heat(&self, key: Key, heat: u8) {
+        if let Some(entry) = self.of_key(key) {
+            entry.map.set_heat(block_of(key), heat);
+        }
+    }
+}
+
+fn block_of(key: Key) -> u64 {
+    key.0 & ((1 << BLOCK_BITS) - 1)
+}

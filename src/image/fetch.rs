@@ -1,0 +1,208 @@
+//! One read from the store on behalf of everybody who waits for these blocks, and the fill of the
+//! cache that follows it.
+//!
+//! # Order of steps
+//! 1. The fetch is registered, with the pages that writes have or wait for as poisoned.
+//! 2. The store is read.
+//! 3. Those who waited are answered: a write that came meanwhile was not acknowledged before they
+//!    asked.
+//! 4. Pages that are not poisoned and not resident are filled in, under a lane.
+//! 5. The fetch is unregistered: whoever comes later finds the pages resident.
+//!
+//! # Locking
+//! `state` is held for bookkeeping only, after the lanes' state.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::cache::pagemap::State;
+use crate::cache::{PAGE_BYTES, Pages, blocks_of};
+use crate::io::Buffer;
+use crate::store::{Error, Result, StoreFile};
+
+use super::Image;
+use super::counters::add;
+use super::lanes::overlap;
+use super::miss::Miss;
+
+/// Blocks one store request reads at most: 1 MiB.
+pub const FETCH_BLOCKS_MAX: u64 = 16;
+
+/// A read from the store under way.
+pub struct Fetch {
+    /// What is read.
+    pub pages: Pages,
+    state: Mutex<FetchState>,
+}
+
+struct FetchState {
+    poisoned: Vec<Pages>,
+    waiters: Vec<Arc<Miss>>,
+    /// The bytes, once read.
+    bytes: Option<Arc<Buffer>>,
+}
+
+impl Fetch {
+    /// A fetch of `pages`, of which `poisoned` are being written.
+    pub fn new(pages: Pages, poisoned: Vec<Pages>) -> Fetch {
+        Fetch {
+            pages,
+            state: Mutex::new(FetchState {
+                poisoned,
+                waiters: Vec::new(),
+                bytes: None,
+            }),
+        }
+    }
+
+    /// A write has come that touches `pages`.
+    pub fn poison(&self, pages: &Pages) {
+        if overlap(&self.pages, pages) {
+            self.state.lock().poisoned.push(pages.clone());
+        }
+    }
+
+    /// Lets `miss` wait for `pages` of this fetch; false when it does not bring them as they are now.
+    pub fn join(&self, pages: &Pages, miss: &Arc<Miss>) -> bool {
+        let mut state = self.state.lock();
+        let covered = self.pages.start <= pages.start && pages.end <= self.pages.end;
+        if !covered || state.poisoned.iter().any(|bad| overlap(bad, pages)) {
+            return false;
+        }
+        match state.bytes.clone() {
+            Some(bytes) => {
+                drop(state);
+                miss.deliver(&self.pages, bytes.bytes());
+            }
+            None => state.waiters.push(miss.clone()),
+        }
+        true
+    }
+
+    /// Makes `miss`, for which the fetch was begun, its first waiter.
+    pub fn wait(&self, miss: &Arc<Miss>) {
+        self.state.lock().waiters.push(miss.clone());
+    }
+
+    /// The pages of the fetch that no write has touched since it began.
+    fn unpoisoned(&self) -> Vec<Pages> {
+        let state = self.state.lock();
+        let mut good: Vec<Pages> = Vec::new();
+        for page in self.pages.clone() {
+            if state.poisoned.iter().any(|bad| bad.contains(&page)) {
+                continue;
+            }
+            match good.last_mut() {
+                Some(run) if run.end == page => run.end += 1,
+                _ => good.push(page..page + 1),
+            }
+        }
+        good
+    }
+}
+
+/// A registered fetch; unregisters itself when dropped, and fails those who still wait.
+pub struct Registered {
+    image: Arc<Image>,
+    fetch: Arc<Fetch>,
+}
+
+impl Registered {
+    /// Takes charge of `fetch`, which is in the lanes' table.
+    pub fn new(image: Arc<Image>, fetch: Arc<Fetch>) -> Registered {
+        Registered { image, fetch }
+    }
+
+    /// Reads the store through `file` and does steps 2 to 5. Blocks.
+    pub fn run(self, file: &dyn StoreFile) -> Result<()> {
+        let pages = self.fetch.pages.clone();
+        let era = self.image.entry().map(|entry| entry.era());
+        let len = ((pages.end - pages.start) * PAGE_BYTES) as usize;
+        let mut buffer = self.image.buffers().take(len);
+        let bytes = &mut buffer.bytes_mut()[..len];
+        let read = file.read_at(bytes, pages.start * PAGE_BYTES);
+        add(&self.image.counters.store_read_requests, 1);
+        let read = match read {
+            Ok(read) => read,
+            Err(error) => {
+                self.image.buffers().give(buffer);
+                return Err(error);
+            }
+        };
+        add(&self.image.counters.store_read_bytes, read as u64);
+        bytes[read..].fill(0);
+        let buffer = Arc::new(buffer);
+        let waiters = {
+            let mut state = self.fetch.state.lock();
+            state.bytes = Some(buffer.clone());
+            std::mem::take(&mut state.waiters)
+        };
+        for miss in waiters {
+            miss.deliver(&pages, buffer.bytes());
+        }
+        if let Some(era) = era {
+            self.fill(era, &buffer);
+        }
+        self.unregister();
+        self.fetch.state.lock().bytes = None;
+        if let Ok(buffer) = Arc::try_unwrap(buffer) {
+            self.image.buffers().give(buffer);
+        }
+        Ok(())
+    }
+
+    /// Step 4.
+    fn fill(&self, era: u64, buffer: &Buffer) {
+        let Some(entry) = self.image.entry() else {
+            return;
+        };
+        let (_lane, granted) = self.image.lanes.fill(|| self.fetch.unpoisoned());
+        for run in granted {
+            for run in missing_runs(&run, |page| entry.state(&(page..page + 1))) {
+                let begin = ((run.start - self.fetch.pages.start) * PAGE_BYTES) as usize;
+                let end = ((run.end - self.fetch.pages.start) * PAGE_BYTES) as usize;
+                let bytes = &buffer.bytes()[begin..end];
+                self.image.pool().insert(&entry, era, run.start, bytes);
+            }
+        }
+        self.image.changed();
+    }
+
+    /// Step 5.
+    fn unregister(&self) {
+        self.image.lanes.with(|state| {
+            for block in blocks_of(&self.fetch.pages) {
+                if state
+                    .fetches
+                    .get(&block)
+                    .is_some_and(|known| Arc::ptr_eq(known, &self.fetch))
+                {
+                    state.fetches.remove(&block);
+                }
+            }
+        });
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.unregister();
+        let waiters = std::mem::take(&mut self.fetch.state.lock().waiters);
+        for miss in waiters {
+            miss.fail(Error::from_errno(libc::EIO));
+        }
+    }
+}
+
+/// The runs of `pages` that are not resident.
+pub fn missing_runs(pages: &Pages, state: impl Fn(u64) -> State) -> Vec<Pages> {
+    let mut runs: Vec<Pages> = Vec::new();
+    for page in pages.clone().filter(|page| state(*page) == State::Missing) {
+        match runs.last_mut() {
+            Some(run) if run.end == page => run.end += 1,
+            _ => runs.push(page..page + 1),
+        }
+    }
+    runs
+}

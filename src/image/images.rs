@@ -1,0 +1,258 @@
+//! All images in use: opening, names, what becomes of them, status.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use dashmap::DashMap;
+use parking_lot::{Condvar, Mutex};
+
+use crate::cache::{Pool, Validated};
+use crate::config::Config;
+use crate::io::BufferPool;
+use crate::store::executor::{Executor, Limits};
+use crate::store::{Attr, ImageId, StoreFile};
+
+use super::Image;
+use super::budget::Budget;
+use super::fetch::FETCH_BLOCKS_MAX;
+use super::handle::Handle;
+use super::status::ImageStatus;
+
+/// Large buffers kept for reuse.
+const BUFFERS_KEPT: usize = 8;
+/// Threads for work on flash that is not done on a FUSE thread.
+const FLASH_THREADS: usize = 4;
+/// Jobs on flash that may wait; far more than the kernel has requests under way.
+const FLASH_QUEUE: usize = 65536;
+
+/// What all images share.
+pub(super) struct Shared {
+    pub store_executor: Arc<Executor>,
+    pub flash_executor: Executor,
+    pub pool: Arc<Pool>,
+    pub buffers: BufferPool,
+    pub budget: Arc<Budget>,
+    pub store_is_local: bool,
+    pub readahead_max_bytes: u64,
+    pub ahead_fetches: AtomicUsize,
+    work: Mutex<bool>,
+    work_came: Condvar,
+    awake: Arc<AtomicBool>,
+}
+
+/// All images that are open or not yet settled.
+pub struct Images {
+    pub(super) shared: Arc<Shared>,
+    pub(super) open: DashMap<ImageId, Arc<Image>>,
+    pub(super) awake: Arc<AtomicBool>,
+    pub(super) closing: AtomicBool,
+}
+
+impl Shared {
+    /// Wakes the settling thread if it sleeps.
+    pub(super) fn nudge(&self) {
+        if !self.awake.swap(true, Ordering::AcqRel) {
+            *self.work.lock() = true;
+            self.work_came.notify_one();
+        }
+    }
+}
+
+impl Images {
+    /// The images of a mount. Starts the settling thread.
+    pub fn new(
+        config: &Config,
+        store_executor: Arc<Executor>,
+        pool: Arc<Pool>,
+        store_is_local: bool,
+    ) -> std::io::Result<Arc<Images>> {
+        let awake = Arc::new(AtomicBool::new(false));
+        let flash_limits = Limits {
+            threads_max: FLASH_THREADS,
+            queue_max: FLASH_QUEUE,
+            warn_after: Duration::MAX,
+            fallback_after: Duration::MAX,
+            deadline: Duration::MAX,
+        };
+        let block_bytes = crate::cache::BLOCK_BYTES as usize;
+        let shared = Shared {
+            store_executor,
+            flash_executor: Executor::new("flash", flash_limits),
+            pool,
+            buffers: BufferPool::new(FETCH_BLOCKS_MAX as usize * block_bytes, BUFFERS_KEPT),
+            budget: Budget::new(
+                config.write_buffer_bytes,
+                config.fuse_threads,
+                config.store_deadline,
+            ),
+            store_is_local,
+            readahead_max_bytes: config.readahead_max_bytes,
+            ahead_fetches: AtomicUsize::new(0),
+            work: Mutex::new(false),
+            work_came: Condvar::new(),
+            awake: awake.clone(),
+        };
+        let images = Arc::new(Images {
+            shared: Arc::new(shared),
+            open: DashMap::new(),
+            awake,
+            closing: AtomicBool::new(false),
+        });
+        let settling = images.clone();
+        std::thread::Builder::new()
+            .name("settle".into())
+            .spawn(move || settling.tend_all())?;
+        Ok(images)
+    }
+
+    /// Sleeps until there is something to settle.
+    pub(super) fn wait_for_work(&self) {
+        let mut work = self.shared.work.lock();
+        while !*work && !self.awake.load(Ordering::Acquire) && !self.closing.load(Ordering::Acquire)
+        {
+            self.shared.work_came.wait(&mut work);
+        }
+        *work = false;
+    }
+
+    /// Ends the settling thread.
+    pub(super) fn stop(&self) {
+        self.closing.store(true, Ordering::Release);
+        let _work = self.shared.work.lock();
+        self.shared.work_came.notify_all();
+    }
+
+    /// Joins `file`, just opened with attributes `attr`, to its image. `name` is for people. Blocks on
+    /// flash, never on the store.
+    pub fn open(
+        self: &Arc<Self>,
+        name: &str,
+        file: Arc<dyn StoreFile>,
+        attr: &Attr,
+        write: bool,
+    ) -> Arc<Handle> {
+        let image = {
+            let entry = self.open.entry(attr.id);
+            let image =
+                entry.or_insert_with(|| Arc::new(Image::new(attr.id, name, self.shared.clone())));
+            image.handles.fetch_add(1, Ordering::AcqRel);
+            image.clone()
+        };
+        *image.name.lock() = name.to_owned();
+        self.join_cache(&image, name, attr);
+        let mut settle_with = image.file.lock();
+        if write || settle_with.is_none() {
+            *settle_with = Some(file.clone());
+        }
+        drop(settle_with);
+        Arc::new(Handle::new(image, file))
+    }
+
+    /// Finds the image's place in the cache and compares versions (rule 7).
+    fn join_cache(&self, image: &Image, name: &str, attr: &Attr) {
+        let found = attr.validator();
+        if image.lanes.is_idle() {
+            image.set_size(attr.size_bytes);
+        } else {
+            image.grow_to(attr.size_bytes);
+        }
+        if let Some(entry) = self.shared.pool.entry(&found, name) {
+            if entry.admit(&found, name) == Validated::Renewed {
+                self.shared.nudge();
+            }
+            *image.entry.write() = Some(entry);
+        }
+    }
+
+    /// The store object is gone for good (its last link was removed): forget what is cached of it, now
+    /// or when its last handle closes.
+    pub fn removed(&self, id: ImageId) {
+        match self.open.get(&id).map(|image| image.clone()) {
+            Some(image) => {
+                image.removed.store(true, Ordering::Release);
+                self.shared.nudge();
+            }
+            None => self.shared.pool.forget(id),
+        }
+    }
+
+    /// The image now has this name; for status.
+    pub fn renamed(&self, id: ImageId, name: &str) {
+        if let Some(image) = self.open.get(&id) {
+            *image.name.lock() = name.to_owned();
+        }
+    }
+
+    /// Owner, mode, links, names or attributes of an image were changed through us, from `before` to
+    /// `after`; its content is the same.
+    pub fn own_change(&self, before: &Attr, after: &Attr) {
+        if let Some(entry) = self.shared.pool.known(after.id) {
+            entry.own_change(&before.validator(), &after.validator());
+            self.shared.nudge();
+        }
+    }
+
+    /// The size of an open image: for attributes that cannot be read from the store now.
+    pub fn known_size(&self, id: ImageId) -> Option<u64> {
+        let image = self.open.get(&id)?;
+        (image.handles.load(Ordering::Acquire) > 0).then(|| image.size_bytes())
+    }
+
+    /// Bytes of an image on flash.
+    pub fn resident_bytes(&self, id: ImageId) -> Option<u64> {
+        self.shared
+            .pool
+            .known(id)
+            .map(|entry| entry.resident_bytes())
+    }
+
+    /// Every image that is open or cached.
+    pub fn status(&self) -> Vec<ImageStatus> {
+        let open: Vec<_> = self.open.iter().map(|image| image.clone()).collect();
+        let mut all: Vec<ImageStatus> = open.iter().map(|image| image.status()).collect();
+        for entry in self.shared.pool.all() {
+            if !self.open.contains_key(&entry.id) {
+                all.push(ImageStatus {
+                    name: entry.name(),
+                    id: entry.id.to_string(),
+                    size_bytes: entry.validator().size_bytes,
+                    resident_bytes: entry.resident_bytes(),
+                    plane: "closed".to_owned(),
+                    checksum_mismatches: entry.checksum_mismatches(),
+                    ..ImageStatus::default()
+                });
+            }
+        }
+        all.sort_by(|a, b| a.name.cmp(&b.name).then_with(|| a.id.cmp(&b.id)));
+        all
+    }
+}
+
+impl Image {
+    fn status(&self) -> ImageStatus {
+        let entry = self.entry();
+        let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        let counters = &self.counters;
+        ImageStatus {
+            name: self.name(),
+            id: self.id.to_string(),
+            size_bytes: self.size_bytes(),
+            resident_bytes: entry.as_ref().map_or(0, |entry| entry.resident_bytes()),
+            dirty_bytes: 0,
+            pinned_bytes: 0,
+            plane: "daemon".to_owned(),
+            handles: self.handles.load(Ordering::Relaxed) as u64,
+            reads: count(&counters.reads),
+            read_hits: count(&counters.read_hits),
+            read_bytes: count(&counters.read_bytes),
+            writes: count(&counters.writes),
+            write_bytes: count(&counters.write_bytes),
+            store_read_bytes: count(&counters.store_read_bytes),
+            store_read_requests: count(&counters.store_read_requests),
+            store_write_bytes: count(&counters.store_write_bytes),
+            store_write_requests: count(&counters.store_write_requests),
+            checksum_mismatches: entry.map_or(0, |entry| entry.checksum_mismatches()),
+        }
+    }
+}
