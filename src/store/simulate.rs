@@ -115,7 +115,7 @@ impl Once {
         for line in BufReader::new(log.try_clone()?).lines() {
             let line = line?;
             let mut words = line.split(' ');
-            let mut number = |words: &mut std::str::Split<'_, char>| words.next()?.parse().ok();
+            let number = |words: &mut std::str::Split<'_, char>| words.next()?.parse().ok();
             let id = words.next().and_then(|word| word.parse().ok());
             let (Some(id), Some(first), Some(end)) = (id, number(&mut words), number(&mut words))
             else {
