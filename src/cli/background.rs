@@ -10,6 +10,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::thread;
@@ -56,7 +57,7 @@ pub fn start() -> Result<ExitCode, Error> {
 }
 
 fn spawn() -> io::Result<Child> {
-    let mut command = Command::new("/proc/self/exe");
+    let mut command = Command::new(own_program());
     command
         .args(std::env::args_os().skip(1))
         .env(MARK, "1")
@@ -65,6 +66,15 @@ fn spawn() -> io::Result<Child> {
     // SAFETY: between fork and exec only system calls are made, no memory is allocated.
     unsafe { command.pre_exec(leave_session) };
     command.spawn()
+}
+
+/// By its path, so that process lists show its name; an upgrade may have removed that.
+fn own_program() -> PathBuf {
+    let path = std::env::current_exe().unwrap_or_default();
+    match path.is_file() {
+        true => path,
+        false => PathBuf::from("/proc/self/exe"),
+    }
 }
 
 /// A session of its own, and no descriptor that the caller happened to leave open.

@@ -6,6 +6,8 @@
 //! and recorded as clean, then the socket goes, then the process ends even where threads hang in
 //! the store.
 
+use std::io;
+use std::mem;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -21,10 +23,10 @@ use crate::config::{CacheSpec, Config, Settings};
 use crate::control::{Daemon, Server};
 use crate::image::Images;
 use crate::mount;
-use crate::store::Store;
 use crate::store::dir::DirStore;
 use crate::store::executor::{Executor, Limits};
 use crate::store::simulate::Simulated;
+use crate::store::{self, Store};
 
 /// Store operations waiting for a thread at most; past it they fail at once (rule 12).
 const STORE_QUEUE_MAX: usize = 16384;
@@ -142,7 +144,7 @@ impl Mount {
     }
 }
 
-/// The daemon: returns only with an error; at a good end the process exits here.
+/// The daemon: returns when it is unmounted and everything is flushed.
 fn serve(mut config: Config) -> Result<ExitCode, Error> {
     prepare_process();
     let mounted = Arc::new(AtomicBool::new(false));
@@ -152,21 +154,31 @@ fn serve(mut config: Config) -> Result<ExitCode, Error> {
     let executor = start_executor(&config)?;
     let pool = Pool::open(&config, &store.identity())?;
     let images = Images::new(&config, executor.clone(), pool.clone());
-    let daemon = Daemon::new(&config, executor.clone(), pool, images.clone());
+    let daemon = Daemon::new(&config, executor.clone(), pool.clone(), images.clone());
     let server = Server::start(&config.control_socket, Arc::new(daemon))?;
 
+    // Closing files of a store that hangs may hang: these stay open until the process is gone.
+    mem::forget((store.clone(), executor.clone(), pool, images.clone()));
     let ready = announce(&config, mounted.clone());
     let served = mount::serve(&config, store, executor, images.clone(), ready);
     mounted.store(false, Ordering::Release);
-
     let flushed = images.shutdown(SHUTDOWN_DEADLINE);
     drop(server);
-    let mountpoint = config.mountpoint;
-    served.map_err(|error| Error::Mount {
-        mountpoint: mountpoint.clone(),
-        error,
-    })?;
-    flushed.map_err(|error| Error::Shutdown { mountpoint, error })?;
+    outcome(config.mountpoint, served, flushed)
+}
+
+/// What the end of the daemon is to its caller.
+fn outcome(
+    mountpoint: PathBuf,
+    served: io::Result<()>,
+    flushed: store::Result<()>,
+) -> Result<ExitCode, Error> {
+    if let Err(error) = served {
+        return Err(Error::Mount { mountpoint, error });
+    }
+    if let Err(error) = flushed {
+        return Err(Error::Shutdown { mountpoint, error });
+    }
     log::info!("unmounted and flushed");
     Ok(ExitCode::SUCCESS)
 }
@@ -237,9 +249,9 @@ fn announce(config: &Config, mounted: Arc<AtomicBool>) -> impl FnOnce() + Send +
     let (store, mountpoint) = (config.store.clone(), config.mountpoint.clone());
     move || {
         mounted.store(true, Ordering::Release);
-        log::info!("{} is mounted at {}", store.display(), mountpoint.display());
         if background::is_daemon() {
             background::ready();
         }
+        log::info!("{} is mounted at {}", store.display(), mountpoint.display());
     }
 }
