@@ -140,6 +140,18 @@ impl Config {
     }
 }
 
+/// Where control sockets and other traces of a running daemon lie: gone after a reboot, closed to
+/// other users. It may not exist yet.
+pub fn runtime_dir() -> PathBuf {
+    // SAFETY: geteuid has no preconditions and cannot fail.
+    let uid = unsafe { libc::geteuid() };
+    match std::env::var_os("XDG_RUNTIME_DIR") {
+        _ if uid == 0 => PathBuf::from("/run/flashside"),
+        Some(dir) if !dir.is_empty() => Path::new(&dir).join("flashside"),
+        _ => PathBuf::from(format!("/run/user/{uid}/flashside")),
+    }
+}
+
 fn store_deadline(settings: &Settings) -> Result<Duration, Error> {
     let deadline = settings
         .store_deadline

@@ -16,7 +16,7 @@ const PLAN: &[(&str, &[&str])] = &[
     ("control", &["mount", "image", "cache", "store", "config"]),
     ("mount", &["image", "store", "config"]),
     ("image", &["cache", "module", "io", "store", "config"]),
-    ("cache", &["module", "io", "config"]),
+    ("cache", &["module", "io", "store", "config"]),
     ("store", &["config"]),
     ("module", &["config"]),
     ("io", &["config"]),

@@ -1,3 +1,1 @@
 //! cache
-
-pub mod status;

@@ -8,7 +8,7 @@
 
 use std::io;
 use std::mem;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -218,17 +218,17 @@ fn clean_dead_mount(config: &mut Config) -> Result<(), Error> {
 }
 
 fn open_store(config: &Config) -> Result<Arc<dyn Store>, Error> {
-    let failed = |path: &Path| {
-        let path = path.to_path_buf();
-        move |error| Error::Store { path, error }
+    let failed = |error| Error::Store {
+        path: config.store.clone(),
+        error,
     };
-    let store: Arc<dyn Store> =
-        Arc::new(DirStore::open(&config.store).map_err(failed(&config.store))?);
+    let dir = DirStore::open(&config.store).map_err(|error| failed(error.into()))?;
+    let store: Arc<dyn Store> = Arc::new(dir);
     if !config.simulate.is_set() {
         return Ok(store);
     }
-    let simulated = Simulated::new(store, &config.simulate).map_err(failed(&config.store))?;
-    Ok(Arc::new(simulated))
+    let simulated = Simulated::new(store, &config.simulate);
+    Ok(Arc::new(simulated.map_err(failed)?))
 }
 
 fn start_executor(config: &Config) -> Result<Arc<Executor>, Error> {

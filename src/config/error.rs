@@ -62,8 +62,6 @@ pub enum Error {
         key: &'static str,
         wanted: &'static str,
     },
-    #[error("there is no directory for the control socket: set XDG_RUNTIME_DIR or run as root")]
-    NoRuntimeDirectory,
     #[error("the path of the control socket {} is too long: set XDG_RUNTIME_DIR to a shorter one", .0.display())]
     SocketPathTooLong(PathBuf),
 }

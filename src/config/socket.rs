@@ -19,25 +19,11 @@ const PATH_BYTES_MAX: usize = 107;
 /// The control socket of the mount at this absolute path, for the user who runs this process.
 pub fn path_for(mountpoint: &Path) -> Result<PathBuf, Error> {
     let name = format!("{}.sock", name_of(mountpoint));
-    let path = directory().ok_or(Error::NoRuntimeDirectory)?.join(name);
+    let path = super::runtime_dir().join(name);
     if path.as_os_str().len() > PATH_BYTES_MAX {
         return Err(Error::SocketPathTooLong(path));
     }
     Ok(path)
-}
-
-/// `/run/flashside` for root, below the user's runtime directory for others.
-fn directory() -> Option<PathBuf> {
-    // SAFETY: geteuid has no preconditions and cannot fail.
-    let uid = unsafe { libc::geteuid() };
-    if uid == 0 {
-        return Some(PathBuf::from("/run/flashside"));
-    }
-    let runtime = match std::env::var_os("XDG_RUNTIME_DIR") {
-        Some(dir) if !dir.is_empty() => PathBuf::from(dir),
-        _ => PathBuf::from(format!("/run/user/{uid}")),
-    };
-    (runtime.is_absolute() && runtime.is_dir()).then(|| runtime.join("flashside"))
 }
 
 fn name_of(mountpoint: &Path) -> String {

@@ -1,7 +1,5 @@
 //! One image: reads, writes, flush, discard, and the order of their steps.
 
-pub mod status;
-
 use std::sync::Arc;
 
 use crate::store::{Attr, Error, ImageId, StoreFile};
