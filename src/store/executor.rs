@@ -126,6 +126,7 @@ impl<T: Send> Answer for Cell<T> {
             self.answer(Ok(value));
         }
     }
+
 }
 
 impl Executor {
