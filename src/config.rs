@@ -1,8 +1,40 @@
 //! What was typed, made into one validated [`Config`]. Reads the configuration file and looks at the
-//! directories it names; changes nothing.
+//! directories it names; changes nothing, uses no other room.
+//!
+//! # Order of steps
+//! Flags and file become [`Settings`]; flags win; [`check`] looks at the directories; the result is
+//! a [`Config`] whose paths are absolute and free of symbolic links.
 
-use std::path::PathBuf;
+pub mod cache_device;
+pub mod check;
+pub mod error;
+pub mod mountinfo;
+pub mod settings;
+pub mod socket;
+pub mod store_user;
+pub mod units;
+
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+pub use cache_device::{CacheDevice, CacheSpec};
+pub use error::Error;
+pub use settings::Settings;
+
+/// A store operation fails after this unless configured.
+const STORE_DEADLINE_DEFAULT: Duration = Duration::from_secs(600);
+/// Readahead window of one handle unless configured.
+const READAHEAD_DEFAULT: u64 = 8 << 20;
+/// Memory for writes on their way to the store unless configured.
+const WRITE_BUFFER_DEFAULT: u64 = 64 << 20;
+/// Less would not hold one request of the largest size per thread.
+const WRITE_BUFFER_MIN: u64 = 4 << 20;
+/// Threads inside store calls unless configured: the requests in flight towards a slow store.
+const STORE_THREADS_DEFAULT: usize = 64;
+/// Threads reading from the kernel unless configured; each has a request buffer of its own.
+const FUSE_THREADS_DEFAULT: usize = 4;
+/// Threads of one kind at most; past it a host runs out of memory before it gets faster.
+const THREADS_MAX: usize = 1024;
 
 /// Everything a mount needs to know, checked.
 #[derive(Clone, Debug)]
@@ -11,6 +43,10 @@ pub struct Config {
     pub store: PathBuf,
     /// Where the images appear, absolute.
     pub mountpoint: PathBuf,
+    /// A daemon died here and left its mount: clean it away, then [`Config::recheck_mountpoint`].
+    pub mountpoint_dead: bool,
+    /// The control socket, absolute; its directory may not exist yet.
+    pub control_socket: PathBuf,
     /// The cache devices; empty means no cache.
     pub caches: Vec<CacheDevice>,
     pub read_only: bool,
@@ -28,18 +64,11 @@ pub struct Config {
     pub control_uids: Vec<u32>,
     /// Run store operations as this user and group instead of the caller.
     pub store_user: Option<(u32, u32)>,
+    /// What is logged where RUST_LOG does not say.
+    pub log_level: log::LevelFilter,
     pub simulate: Simulate,
     /// For tests: false makes in-doubt marks volatile, which breaks rule 3a on purpose.
     pub in_doubt_marks: bool,
-}
-
-/// One cache device as configured.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CacheDevice {
-    /// The directory given by the user, absolute.
-    pub dir: PathBuf,
-    /// Space the cache may take, in bytes, as the filesystem counts it.
-    pub limit_bytes: u64,
 }
 
 /// A made-up store: what a slower one would be like, and one that refuses to serve a page twice.
@@ -53,12 +82,129 @@ pub struct Simulate {
     pub once: Option<PathBuf>,
 }
 
-/// Where control sockets and witnesses lie while the host runs.
-pub fn runtime_dir() -> PathBuf {
-    // SAFETY: geteuid only returns a number.
-    let is_root = unsafe { libc::geteuid() } == 0;
-    match std::env::var_os("XDG_RUNTIME_DIR") {
-        Some(dir) if !is_root => PathBuf::from(dir).join("flashside"),
-        _ => PathBuf::from("/run/flashside"),
+impl Simulate {
+    /// True when the store needs the simulating wrapper.
+    pub fn is_set(&self) -> bool {
+        *self != Simulate::default()
     }
+}
+
+impl Config {
+    /// Checks what was asked for. `file` is the configuration file named by the user; without one
+    /// the default for the mount point is read where it exists. `flags` win over the file.
+    pub fn new(
+        store: &Path,
+        mountpoint: &Path,
+        file: Option<&Path>,
+        flags: Settings,
+    ) -> Result<Config, Error> {
+        let settings = flags.over(settings::load_for(mountpoint, file)?);
+        let store = check::store(store)?;
+        let place = check::mountpoint(mountpoint, &store)?;
+        let caches = cache_device::resolve(&settings.cache, &store, &place.path)?;
+        if !place.dead {
+            check::mountpoint_is_empty(&place.path)?;
+        }
+        Ok(Config {
+            control_socket: socket::path_for(&place.path)?,
+            mountpoint: place.path,
+            mountpoint_dead: place.dead,
+            store,
+            caches,
+            read_only: settings.read_only.unwrap_or(false),
+            store_deadline: store_deadline(&settings)?,
+            readahead_max_bytes: settings.readahead.map_or(READAHEAD_DEFAULT, |size| size.0),
+            write_buffer_bytes: write_buffer(&settings)?,
+            store_threads: threads(
+                "store-threads",
+                settings.store_threads,
+                STORE_THREADS_DEFAULT,
+            )?,
+            fuse_threads: threads("fuse-threads", settings.fuse_threads, FUSE_THREADS_DEFAULT)?,
+            control_uids: settings.control_uids.clone().unwrap_or_default(),
+            store_user: settings.store_user.map(|user| (user.uid, user.gid)),
+            log_level: settings
+                .log_level
+                .map_or(log::LevelFilter::Info, |level| level.0),
+            simulate: simulate(&settings)?,
+            in_doubt_marks: !settings.unsafe_no_in_doubt_marks,
+        })
+    }
+
+    /// Looks at the mount point again after a dead mount was cleaned away.
+    pub fn recheck_mountpoint(&mut self) -> Result<(), Error> {
+        let place = check::mountpoint(&self.mountpoint, &self.store)?;
+        check::mountpoint_is_empty(&place.path)?;
+        self.mountpoint_dead = place.dead;
+        Ok(())
+    }
+}
+
+/// Where control sockets and other traces of a running daemon lie: gone after a reboot, closed to
+/// other users. It may not exist yet.
+pub fn runtime_dir() -> PathBuf {
+    // SAFETY: geteuid has no preconditions and cannot fail.
+    let uid = unsafe { libc::geteuid() };
+    match std::env::var_os("XDG_RUNTIME_DIR") {
+        _ if uid == 0 => PathBuf::from("/run/flashside"),
+        Some(dir) if !dir.is_empty() => Path::new(&dir).join("flashside"),
+        _ => PathBuf::from(format!("/run/user/{uid}/flashside")),
+    }
+}
+
+fn store_deadline(settings: &Settings) -> Result<Duration, Error> {
+    let deadline = settings
+        .store_deadline
+        .map_or(STORE_DEADLINE_DEFAULT, |span| span.0);
+    if deadline < Duration::from_secs(1) {
+        return Err(Error::value(
+            "store-deadline",
+            "at least 1s, for example 10min",
+        ));
+    }
+    Ok(deadline)
+}
+
+fn write_buffer(settings: &Settings) -> Result<usize, Error> {
+    let bytes = settings
+        .write_buffer
+        .map_or(WRITE_BUFFER_DEFAULT, |size| size.0);
+    match usize::try_from(bytes) {
+        Ok(bytes_usize) if bytes >= WRITE_BUFFER_MIN => Ok(bytes_usize),
+        _ => Err(Error::value("write-buffer", "at least 4M, for example 64M")),
+    }
+}
+
+fn threads(key: &'static str, asked: Option<usize>, default: usize) -> Result<usize, Error> {
+    let count = asked.unwrap_or(default);
+    if !(1..=THREADS_MAX).contains(&count) {
+        return Err(Error::value(key, "between 1 and 1024"));
+    }
+    Ok(count)
+}
+
+fn simulate(settings: &Settings) -> Result<Simulate, Error> {
+    let bandwidth = settings.simulate_bandwidth.map(|size| size.0);
+    if bandwidth == Some(0) {
+        return Err(Error::value(
+            "simulate-bandwidth",
+            "above zero, for example 100M",
+        ));
+    }
+    let once = match &settings.simulate_once {
+        Some(file) => Some(
+            std::path::absolute(file).map_err(|error| Error::Unreadable {
+                path: file.clone(),
+                error,
+            })?,
+        ),
+        None => None,
+    };
+    Ok(Simulate {
+        latency: settings
+            .simulate_latency
+            .map_or(Duration::ZERO, |span| span.0),
+        bandwidth,
+        once,
+    })
 }

@@ -1,1 +1,22 @@
-//! control
+//! Control: HTTP and JSON over a unix socket.
+//!
+//! The daemon's side is [`server`], fed by a [`Source`] that never waits for the store; the command
+//! line's side is [`client`], which finds the daemon with [`find`]. What goes over the wire is in
+//! [`model`] and documented in docs/OPERATIONS.md.
+
+pub mod client;
+pub mod daemon;
+pub mod find;
+pub mod model;
+pub mod server;
+
+pub use client::ClientError;
+pub use daemon::Daemon;
+pub use model::MountStatus;
+pub use server::{Server, ServerError};
+
+/// Where the server gets what it tells.
+pub trait Source: Send + Sync {
+    /// The state of the mount now. Waits for no store and no device.
+    fn status(&self) -> MountStatus;
+}

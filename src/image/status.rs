@@ -1,19 +1,28 @@
-//! What `flashside status` shows of an image. Plain data; see docs/OPERATIONS.md for each field.
+//! What `status` says of one image: a documented interface (docs/OPERATIONS.md). Units last in
+//! every name; counters count since the daemon started.
 
 use serde::{Deserialize, Serialize};
 
-/// One image.
+/// One image that is in use or on flash.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageStatus {
+    /// Path below the mount point, as it was last opened.
     pub name: String,
+    /// The image id.
     pub id: String,
     pub size_bytes: u64,
+    /// On flash and valid.
     pub resident_bytes: u64,
+    /// Newer on flash than in the store.
     pub dirty_bytes: u64,
+    /// Not to be evicted.
     pub pinned_bytes: u64,
+    /// `daemon`, `passthrough`, or `closed` where nobody has it open.
     pub plane: String,
+    /// Open handles.
     pub handles: u64,
     pub reads: u64,
+    /// Reads served wholly from flash.
     pub read_hits: u64,
     pub read_bytes: u64,
     pub writes: u64,
@@ -22,5 +31,6 @@ pub struct ImageStatus {
     pub store_read_requests: u64,
     pub store_write_bytes: u64,
     pub store_write_requests: u64,
+    /// Pages whose bytes on flash did not match their checksum.
     pub checksum_mismatches: u64,
 }

@@ -1,0 +1,165 @@
+//! Status for people: tables with sizes and shares that can be read at a glance.
+
+use comfy_table::{CellAlignment, Table, presets};
+
+use crate::cache::status::PoolStatus;
+use crate::control::model::{MountStatus, StoreState};
+use crate::image::status::ImageStatus;
+
+const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+
+/// Several mounts, an empty line between them.
+pub fn mounts(statuses: &[MountStatus], none: bool) -> String {
+    if none {
+        return "no flashside mount on this host".into();
+    }
+    let texts: Vec<String> = statuses.iter().map(mount).collect();
+    texts.join("\n\n")
+}
+
+/// One mount: where, how the store does, the pool, the images.
+pub fn mount(status: &MountStatus) -> String {
+    let head = format!(
+        "{} from {}, store {}, daemon {}",
+        status.mountpoint,
+        status.store,
+        state(status.store_state),
+        status.pid
+    );
+    let images = match status.images.is_empty() {
+        true => "no image is in use or cached".into(),
+        false => images(&status.images),
+    };
+    format!("{head}\n{}\n{images}", pool(&status.pool))
+}
+
+fn state(state: StoreState) -> &'static str {
+    match state {
+        StoreState::Responding => "responding",
+        StoreState::Hanging => "hanging",
+        StoreState::Failing => "failing",
+    }
+}
+
+fn pool(pool: &PoolStatus) -> String {
+    if pool.devices.is_empty() {
+        return "no cache".into();
+    }
+    let lines = pool.devices.iter().map(|device| {
+        format!(
+            "cache {} {}: {} of {} used ({})",
+            device.dir,
+            device.state,
+            size(device.used_bytes),
+            size(device.limit_bytes),
+            share(device.used_bytes, device.limit_bytes)
+        )
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// A table with a line per image.
+pub fn images(images: &[ImageStatus]) -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_header([
+        "IMAGE",
+        "SIZE",
+        "RESIDENT",
+        "DIRTY",
+        "PINNED",
+        "PLANE",
+        "READS",
+        "HITS",
+        "WRITES",
+        "FROM STORE",
+        "TO STORE",
+    ]);
+    for image in images {
+        table.add_row(row(image));
+    }
+    for (index, column) in table.column_iter_mut().enumerate() {
+        if index != 0 && index != 5 {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    let text = table.to_string();
+    let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
+    lines.join("\n")
+}
+
+fn row(image: &ImageStatus) -> [String; 11] {
+    [
+        image.name.clone(),
+        size(image.size_bytes),
+        size(image.resident_bytes),
+        size(image.dirty_bytes),
+        size(image.pinned_bytes),
+        image.plane.clone(),
+        image.reads.to_string(),
+        share(image.read_hits, image.reads),
+        image.writes.to_string(),
+        size(image.store_read_bytes),
+        size(image.store_write_bytes),
+    ]
+}
+
+/// Bytes with three digits or so: `512 B`, `1.5 MiB`, `200 GiB`.
+fn size(bytes: u64) -> String {
+    let mut value = bytes as f64;
+    let mut unit = "B";
+    for larger in UNITS {
+        if value < 1024.0 {
+            break;
+        }
+        value /= 1024.0;
+        unit = larger;
+    }
+    match unit == "B" || value >= 100.0 {
+        true => format!("{value:.0} {unit}"),
+        false => format!("{value:.1} {unit}"),
+    }
+}
+
+/// A share of a whole in percent; a dash where there is no whole.
+fn share(part: u64, whole: u64) -> String {
+    match whole {
+        0 => "-".into(),
+        _ => format!("{:.1} %", part as f64 * 100.0 / whole as f64),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_can_be_read_at_a_glance() {
+        assert_eq!(size(0), "0 B");
+        assert_eq!(size(1023), "1023 B");
+        assert_eq!(size(1536), "1.5 KiB");
+        assert_eq!(size(200 << 30), "200 GiB");
+        assert_eq!(size(u64::MAX), "16.0 EiB");
+    }
+
+    #[test]
+    fn a_share_of_nothing_is_a_dash() {
+        assert_eq!(share(0, 0), "-");
+        assert_eq!(share(1, 3), "33.3 %");
+    }
+
+    #[test]
+    fn an_image_is_one_line() {
+        let image = ImageStatus {
+            name: "web.img".into(),
+            reads: 4,
+            read_hits: 3,
+            ..ImageStatus::default()
+        };
+        let text = images(&[image]);
+        assert_eq!(text.lines().count(), 2);
+        assert!(
+            text.contains("web.img") && text.contains("75.0 %"),
+            "{text}"
+        );
+    }
+}

@@ -1,0 +1,172 @@
+//! What can be set, by flag or in the configuration file (TOML), before it is checked.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::store_user::StoreUser;
+use super::units::{LogLevel, Size, Span};
+use super::{CacheSpec, Error};
+
+/// Where the configuration of a mount point is looked for.
+const DIRECTORY: &str = "/etc/flashside";
+
+/// Everything that can be set; what is not stays at its default. Unknown keys are refused.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Settings {
+    pub cache: Vec<CacheSpec>,
+    pub read_only: Option<bool>,
+    pub store_deadline: Option<Span>,
+    pub readahead: Option<Size>,
+    pub write_buffer: Option<Size>,
+    pub store_threads: Option<usize>,
+    pub fuse_threads: Option<usize>,
+    pub store_user: Option<StoreUser>,
+    pub control_uids: Option<Vec<u32>>,
+    pub log_level: Option<LogLevel>,
+    pub simulate_latency: Option<Span>,
+    /// Bytes per second.
+    pub simulate_bandwidth: Option<Size>,
+    pub simulate_once: Option<PathBuf>,
+    /// A flag only: a file that breaks rule 3a would be forgotten there.
+    #[serde(skip)]
+    pub unsafe_no_in_doubt_marks: bool,
+}
+
+impl Settings {
+    /// These settings where they say something, `file` elsewhere.
+    pub fn over(self, file: Settings) -> Settings {
+        Settings {
+            cache: if self.cache.is_empty() {
+                file.cache
+            } else {
+                self.cache
+            },
+            read_only: self.read_only.or(file.read_only),
+            store_deadline: self.store_deadline.or(file.store_deadline),
+            readahead: self.readahead.or(file.readahead),
+            write_buffer: self.write_buffer.or(file.write_buffer),
+            store_threads: self.store_threads.or(file.store_threads),
+            fuse_threads: self.fuse_threads.or(file.fuse_threads),
+            store_user: self.store_user.or(file.store_user),
+            control_uids: self.control_uids.or(file.control_uids),
+            log_level: self.log_level.or(file.log_level),
+            simulate_latency: self.simulate_latency.or(file.simulate_latency),
+            simulate_bandwidth: self.simulate_bandwidth.or(file.simulate_bandwidth),
+            simulate_once: self.simulate_once.or(file.simulate_once),
+            unsafe_no_in_doubt_marks: self.unsafe_no_in_doubt_marks,
+        }
+    }
+}
+
+/// The file the user named, or the default one where it exists, or nothing.
+pub(super) fn load_for(mountpoint: &Path, named: Option<&Path>) -> Result<Settings, Error> {
+    if let Some(path) = named {
+        return parse(path, &read(path)?);
+    }
+    let Some(path) = default_path(mountpoint) else {
+        return Ok(Settings::default());
+    };
+    match read(&path) {
+        Ok(text) => parse(&path, &text),
+        Err(Error::Unreadable { error, .. }) if error.kind() == io::ErrorKind::NotFound => {
+            Ok(Settings::default())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// `/etc/flashside/NAME.toml`, NAME being the last component of the mount point.
+fn default_path(mountpoint: &Path) -> Option<PathBuf> {
+    let absolute = std::path::absolute(mountpoint).ok()?;
+    let mut name = absolute.file_name()?.to_os_string();
+    name.push(".toml");
+    Some(Path::new(DIRECTORY).join(name))
+}
+
+fn read(path: &Path) -> Result<String, Error> {
+    fs::read_to_string(path).map_err(|error| Error::Unreadable {
+        path: path.to_path_buf(),
+        error,
+    })
+}
+
+fn parse(path: &Path, text: &str) -> Result<Settings, Error> {
+    toml::from_str(text).map_err(|error| Error::Configuration {
+        path: path.to_path_buf(),
+        place: place_of(&error, text),
+        message: error.message().replace('\n', " "),
+    })
+}
+
+fn place_of(error: &toml::de::Error, text: &str) -> String {
+    let before = error.span().and_then(|span| text.get(..span.start));
+    before.map_or_else(String::new, |before| {
+        format!(" in line {}", before.matches('\n').count() + 1)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(text: &str) -> String {
+        let path = Path::new("/x/vms.toml");
+        parse(path, text).expect_err("refused").to_string()
+    }
+
+    #[test]
+    fn every_documented_key_is_read() {
+        let text = "cache = [\"/flash0@200G\"]\nread-only = true\nstore-deadline = \"10min\"\n\
+            readahead = \"8M\"\nwrite-buffer = \"64M\"\nstore-threads = 8\nfuse-threads = 2\n\
+            store-user = \"0:0\"\ncontrol-uids = [107]\nlog-level = \"warn\"\n\
+            simulate-latency = \"2ms\"\nsimulate-bandwidth = \"100M\"\nsimulate-once = \"/x\"\n";
+        let settings = parse(Path::new("/x/vms.toml"), text).expect("accepted");
+        assert_eq!(settings.cache.len(), 1);
+        assert_eq!(settings.control_uids, Some(vec![107]));
+        assert_eq!(settings.log_level, Some(LogLevel(log::LevelFilter::Warn)));
+    }
+
+    #[test]
+    fn a_misspelt_key_is_named_with_file_and_line() {
+        let said = refusal("read-only = true\nchache = []\n");
+        assert!(
+            said.contains("/x/vms.toml") && said.contains("line 2"),
+            "{said}"
+        );
+        assert!(said.contains("chache") && !said.contains('\n'), "{said}");
+    }
+
+    #[test]
+    fn a_wrong_value_is_named() {
+        assert!(refusal("store-deadline = \"soon\"").contains("`soon` is not a duration"));
+        assert!(refusal("cache = [\"/flash0@lots\"]").contains("`lots` is not a limit"));
+        assert!(refusal("unsafe-no-in-doubt-marks = true").contains("unknown field"));
+    }
+
+    #[test]
+    fn flags_win_over_the_file() {
+        let file = parse(
+            Path::new("/x"),
+            "store-deadline = \"1min\"\nreadahead = \"1M\"",
+        )
+        .expect("good");
+        let flags = Settings {
+            store_deadline: "5s".parse().ok(),
+            ..Settings::default()
+        };
+        let both = flags.over(file);
+        assert_eq!(both.store_deadline, "5s".parse().ok());
+        assert_eq!(both.readahead, Some(Size(1 << 20)));
+    }
+
+    #[test]
+    fn the_default_file_is_named_after_the_mount_point() {
+        let path = default_path(Path::new("/srv/vms/"));
+        assert_eq!(path, Some(PathBuf::from("/etc/flashside/vms.toml")));
+        assert_eq!(default_path(Path::new("/")), None);
+    }
+}

@@ -1,0 +1,52 @@
+//! The daemon as `status` sees it: asks the rooms below what they know, none of which waits.
+
+use std::sync::Arc;
+
+use super::Source;
+use super::model::{MountStatus, StoreState, path_text};
+use crate::cache::Pool;
+use crate::config::Config;
+use crate::image::Images;
+use crate::store::executor::{Executor, Health};
+
+/// The parts of a running mount.
+pub struct Daemon {
+    mountpoint: String,
+    store: String,
+    executor: Arc<Executor>,
+    pool: Arc<Pool>,
+    images: Arc<Images>,
+}
+
+impl Daemon {
+    pub fn new(
+        config: &Config,
+        executor: Arc<Executor>,
+        pool: Arc<Pool>,
+        images: Arc<Images>,
+    ) -> Daemon {
+        Daemon {
+            mountpoint: path_text(&config.mountpoint),
+            store: path_text(&config.store),
+            executor,
+            pool,
+            images,
+        }
+    }
+}
+
+impl Source for Daemon {
+    fn status(&self) -> MountStatus {
+        MountStatus {
+            mountpoint: self.mountpoint.clone(),
+            store: self.store.clone(),
+            store_state: match self.executor.health() {
+                Health::Responding => StoreState::Responding,
+                Health::Hanging => StoreState::Hanging,
+            },
+            pid: std::process::id(),
+            pool: self.pool.status(),
+            images: self.images.status(),
+        }
+    }
+}

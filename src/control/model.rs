@@ -1,0 +1,72 @@
+//! What goes over the control socket. Field names are a documented interface.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::cache::status::PoolStatus;
+use crate::image::status::ImageStatus;
+
+/// One mount: the answer to `GET /v1/status`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountStatus {
+    /// Absolute.
+    pub mountpoint: String,
+    /// Absolute.
+    pub store: String,
+    pub store_state: StoreState,
+    /// Process id of the daemon.
+    pub pid: u32,
+    pub pool: PoolStatus,
+    pub images: Vec<ImageStatus>,
+}
+
+/// How the store does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StoreState {
+    #[default]
+    Responding,
+    /// Calls wait and none completes.
+    Hanging,
+    /// It answers, with errors.
+    Failing,
+}
+
+/// The answer to `GET /v1/version`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Version {
+    pub name: String,
+    pub version: String,
+}
+
+/// The body of every answer that is not a success.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    pub error: String,
+}
+
+impl MountStatus {
+    /// The image with this path below the mount point; a leading slash does not matter.
+    pub fn image(&self, name: &str) -> Option<&ImageStatus> {
+        let wanted = name.trim_start_matches('/');
+        self.images
+            .iter()
+            .find(|image| image.name.trim_start_matches('/') == wanted)
+    }
+}
+
+impl Version {
+    /// This program's.
+    pub fn own() -> Version {
+        Version {
+            name: env!("CARGO_PKG_NAME").into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+        }
+    }
+}
+
+/// A path as JSON can hold it: what is not UTF-8 is replaced.
+pub fn path_text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}

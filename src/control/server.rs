@@ -1,0 +1,228 @@
+//! The daemon's side of the control socket: a thread with a small runtime that sleeps until asked.
+//!
+//! # Invariants
+//! The socket's directory is 0700 and the socket 0600: only the user who mounted (and root) gets in.
+//! A socket file belongs to a living daemon or is replaced.
+//!
+//! # Order of steps
+//! Directory, then the stale socket goes, then bind, then 0600, then the thread. At the end the
+//! socket file goes first, so nobody connects to a daemon that has stopped listening.
+
+use std::fs::{self, DirBuilder, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+
+use axum::extract::{Path as UrlPath, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use tokio::sync::oneshot;
+
+use super::Source;
+use super::model::{Failure, Version};
+
+/// Why there is no control socket.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    #[error("another daemon answers at {}: wait until it has ended, or stop it", .0.display())]
+    InUse(PathBuf),
+    #[error("cannot make the control socket {}: {error}; look at its directory", path.display())]
+    Socket { path: PathBuf, error: io::Error },
+}
+
+/// A control socket being served. Dropping it stops the service and removes the socket.
+pub struct Server {
+    path: PathBuf,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Server {
+    /// Listens on `path` and answers from `source`, in a thread of its own.
+    pub fn start(path: &Path, source: Arc<dyn Source>) -> Result<Server, ServerError> {
+        remove_stale(path)?;
+        let socket_error = |error| ServerError::Socket {
+            path: path.to_path_buf(),
+            error,
+        };
+        let listener = listen(path).map_err(socket_error)?;
+        let (stop, stopped) = oneshot::channel();
+        let thread = thread::Builder::new()
+            .name("control".into())
+            .spawn(move || {
+                if let Err(error) = serve(listener, source, stopped) {
+                    log::error!("the control socket is not served any more: {error}");
+                }
+            })
+            .map_err(socket_error)?;
+        Ok(Server {
+            path: path.to_path_buf(),
+            stop: Some(stop),
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.path) {
+            log::warn!("cannot remove {}: {error}", self.path.display());
+        }
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join(); // a panic there was already logged
+        }
+    }
+}
+
+/// Removes the socket of a daemon that is gone; one that still answers is left alone.
+fn remove_stale(path: &Path) -> Result<(), ServerError> {
+    match UnixStream::connect(path) {
+        Ok(_) => Err(ServerError::InUse(path.to_path_buf())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(_) => fs::remove_file(path).map_err(|error| ServerError::Socket {
+            path: path.to_path_buf(),
+            error,
+        }),
+    }
+}
+
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    if let Some(dir) = path.parent() {
+        DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        fs::set_permissions(dir, Permissions::from_mode(0o700))?;
+    }
+    let listener = UnixListener::bind(path)?;
+    fs::set_permissions(path, Permissions::from_mode(0o600))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// Serves until `stopped` fires or its sender is gone. Open connections are not waited for.
+fn serve(
+    listener: UnixListener,
+    source: Arc<dyn Source>,
+    stopped: oneshot::Receiver<()>,
+) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async move {
+        let listener = tokio::net::UnixListener::from_std(listener)?;
+        tokio::select! {
+            result = async { axum::serve(listener, router(source)).await } => result,
+            _ = stopped => Ok(()),
+        }
+    })
+}
+
+fn router(source: Arc<dyn Source>) -> Router {
+    Router::new()
+        .route("/v1/version", get(|| async { Json(Version::own()) }))
+        .route("/v1/status", get(status))
+        .route("/v1/images/{*name}", get(image))
+        .fallback(|| async { failure(StatusCode::NOT_FOUND, "there is no such resource".into()) })
+        .with_state(source)
+}
+
+async fn status(State(source): State<Arc<dyn Source>>) -> Response {
+    Json(source.status()).into_response()
+}
+
+async fn image(State(source): State<Arc<dyn Source>>, UrlPath(name): UrlPath<String>) -> Response {
+    match source.status().image(&name) {
+        Some(image) => Json(image).into_response(),
+        None => failure(
+            StatusCode::NOT_FOUND,
+            format!("{name} is not in use and nothing of it is cached"),
+        ),
+    }
+}
+
+fn failure(status: StatusCode, error: String) -> Response {
+    (status, Json(Failure { error })).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::control::client::{self, ClientError};
+    use crate::control::model::MountStatus;
+    use crate::image::status::ImageStatus;
+
+    struct Fixed;
+
+    impl Source for Fixed {
+        fn status(&self) -> MountStatus {
+            let image = ImageStatus {
+                name: "dir/my disk%.img".into(),
+                size_bytes: 7,
+                ..ImageStatus::default()
+            };
+            MountStatus {
+                mountpoint: "/srv/vms".into(),
+                images: vec![image],
+                ..MountStatus::default()
+            }
+        }
+    }
+
+    const SOON: Duration = Duration::from_secs(5);
+
+    #[test]
+    fn the_client_gets_what_the_server_tells() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("sub/mount.sock");
+        let server = Server::start(&path, Arc::new(Fixed)).expect("started");
+        assert_eq!(
+            client::status(&path, SOON).expect("answered"),
+            Fixed.status()
+        );
+        let image = client::image(&path, "dir/my disk%.img", SOON).expect("answered");
+        assert_eq!(image.map(|image| image.size_bytes), Some(7));
+        assert_eq!(client::image(&path, "other", SOON).expect("answered"), None);
+        drop(server);
+        assert!(!path.exists());
+        assert!(matches!(
+            client::status(&path, SOON),
+            Err(ClientError::NobodyListens(_))
+        ));
+    }
+
+    #[test]
+    fn only_the_owner_gets_in() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("sub/mount.sock");
+        let _server = Server::start(&path, Arc::new(Fixed)).expect("started");
+        let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
+        assert_eq!(mode(&path), 0o600);
+        assert_eq!(mode(path.parent().expect("a parent")), 0o700);
+    }
+
+    #[test]
+    fn a_stale_socket_is_replaced_and_a_living_one_is_not() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("mount.sock");
+        drop(UnixListener::bind(&path).expect("bound"));
+        let _server = Server::start(&path, Arc::new(Fixed)).expect("replaced");
+        let second = Server::start(&path, Arc::new(Fixed));
+        assert!(matches!(second, Err(ServerError::InUse(_))));
+        assert!(client::status(&path, SOON).is_ok());
+    }
+
+    #[test]
+    fn a_daemon_that_does_not_answer_is_not_waited_for() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("mount.sock");
+        let _silent = UnixListener::bind(&path).expect("bound");
+        let answer = client::status(&path, Duration::from_millis(100));
+        assert!(matches!(answer, Err(ClientError::Deadline(_))));
+    }
+}
