@@ -1,0 +1,442 @@
+//! The adapter between fuser and the operations: unpacks requests, knows who asks, and nothing else.
+//!
+//! Longer than most files because fuser's trait is one block. Locks (getlk, setlk) are not taken
+//! over: without FUSE_POSIX_LOCKS and FUSE_FLOCK_LOCKS the kernel keeps them itself.
+
+use std::ffi::OsStr;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::time::SystemTime;
+
+use fuser::{
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
+    ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+
+use super::attr::set_time;
+use super::core::Core;
+use crate::store::SetAttr;
+
+/// Largest request, in bytes.
+const REQUEST_BYTES_MAX: u32 = 1 << 20;
+/// Requests that may wait at once, of those the kernel counts (asynchronous direct I/O). Many,
+/// because those stuck on a hanging store must not stop reads of what is resident.
+const BACKGROUND_MAX: u16 = 16384;
+
+/// What we ask the kernel for, each only where offered. Never FUSE_WRITEBACK_CACHE (writes must
+/// reach us when they are made) nor FUSE_OVER_IO_URING (fuser does not speak it).
+const CAPABILITIES: [InitFlags; 6] = [
+    InitFlags::FUSE_ASYNC_DIO,
+    InitFlags::FUSE_PARALLEL_DIROPS,
+    InitFlags::FUSE_POSIX_ACL,
+    InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
+    InitFlags::FUSE_MAX_PAGES,
+    InitFlags::FUSE_DONT_MASK,
+];
+
+/// fuser's view of a mount.
+pub struct Face {
+    core: Arc<Core>,
+    _ended: Sender<()>,
+}
+
+impl Face {
+    /// `ended` is dropped when the last FUSE thread has ended.
+    pub fn new(core: Arc<Core>, ended: Sender<()>) -> Face {
+        Face {
+            core,
+            _ended: ended,
+        }
+    }
+}
+
+impl Filesystem for Face {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        for capability in CAPABILITIES {
+            if config.add_capabilities(capability).is_err() {
+                log::debug!("the kernel does not offer {capability:?}");
+            }
+        }
+        let refused = config
+            .set_max_write(REQUEST_BYTES_MAX)
+            .and(
+                config
+                    .set_max_background(BACKGROUND_MAX)
+                    .map(u32::from)
+                    .map_err(u32::from),
+            )
+            .and(
+                config
+                    .set_congestion_threshold(BACKGROUND_MAX)
+                    .map(u32::from)
+                    .map_err(u32::from),
+            );
+        refused
+            .map(drop)
+            .map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
+    }
+
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let who = self.core.callers.of(request);
+        self.core.lookup(who, parent, name.into(), reply);
+    }
+
+    fn forget(&self, _request: &Request, nodeid: INodeNo, count: u64) {
+        self.core.nodes.forget(nodeid.0, count);
+    }
+
+    fn getattr(
+        &self,
+        request: &Request,
+        nodeid: INodeNo,
+        _file: Option<FileHandle>,
+        reply: ReplyAttr,
+    ) {
+        let who = self.core.callers.of(request);
+        self.core.get_attr(who, nodeid, reply);
+    }
+
+    fn setattr(
+        &self,
+        request: &Request,
+        nodeid: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        file: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let who = self.core.callers.of(request);
+        let set = SetAttr {
+            mode: mode.map(|mode| mode & 0o7777),
+            uid,
+            gid,
+            atime: atime.map(set_time),
+            mtime: mtime.map(set_time),
+        };
+        self.core.set_attr(who, nodeid, size, file, set, reply);
+    }
+
+    fn readlink(&self, request: &Request, nodeid: INodeNo, reply: ReplyData) {
+        let who = self.core.callers.of(request);
+        self.core.read_link(who, nodeid, reply);
+    }
+
+    fn mknod(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let who = self.core.callers.of(request);
+        let place = (parent, name.to_owned());
+        self.core
+            .make("mknod", place, reply, move |core, dir, name| {
+                let mode = core.masked(&who, dir, mode, umask);
+                core.store.make_node(&who, &dir.node, name, mode, rdev)
+            });
+    }
+
+    fn mkdir(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        reply: ReplyEntry,
+    ) {
+        let who = self.core.callers.of(request);
+        let place = (parent, name.to_owned());
+        self.core
+            .make("mkdir", place, reply, move |core, dir, name| {
+                let permissions = core.masked(&who, dir, mode & 0o7777, umask);
+                core.store.make_dir(&who, &dir.node, name, permissions)
+            });
+    }
+
+    fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let who = self.core.callers.of(request);
+        self.core.unlink(who, parent, name.into(), reply);
+    }
+
+    fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let who = self.core.callers.of(request);
+        self.core.remove_dir(who, parent, name.into(), reply);
+    }
+
+    fn symlink(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        target: &Path,
+        reply: ReplyEntry,
+    ) {
+        let who = self.core.callers.of(request);
+        let target = target.as_os_str().to_owned();
+        let place = (parent, name.to_owned());
+        self.core
+            .make("symlink", place, reply, move |core, dir, name| {
+                core.store.make_symlink(&who, &dir.node, name, &target)
+            });
+    }
+
+    fn rename(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let who = self.core.callers.of(request);
+        let (from, to) = ((parent, name.into()), (new_parent, new_name.into()));
+        self.core.rename(who, from, to, flags.bits(), reply);
+    }
+
+    fn link(
+        &self,
+        request: &Request,
+        nodeid: INodeNo,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        reply: ReplyEntry,
+    ) {
+        let who = self.core.callers.of(request);
+        self.core
+            .link(who, nodeid, (new_parent, new_name.into()), reply);
+    }
+
+    fn open(&self, request: &Request, nodeid: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let who = self.core.callers.of(request);
+        self.core.open(who, nodeid, flags, reply);
+    }
+
+    fn read(
+        &self,
+        _request: &Request,
+        _nodeid: INodeNo,
+        file: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        self.core.read(file, offset, size, reply);
+    }
+
+    fn write(
+        &self,
+        _request: &Request,
+        _nodeid: INodeNo,
+        file: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        self.core.write(file, offset, data, write_flags, reply);
+    }
+
+    fn flush(
+        &self,
+        _request: &Request,
+        _nodeid: INodeNo,
+        file: FileHandle,
+        _owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        self.core.flush(file, reply);
+    }
+
+    fn release(
+        &self,
+        _request: &Request,
+        _nodeid: INodeNo,
+        file: FileHandle,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.core.release(file, reply);
+    }
+
+    fn fsync(
+        &self,
+        _request: &Request,
+        _nodeid: INodeNo,
+        file: FileHandle,
+        data_only: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.core.sync(file, data_only, reply);
+    }
+
+    fn opendir(&self, request: &Request, nodeid: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let who = self.core.callers.of(request);
+        self.core.open_dir(who, nodeid, reply);
+    }
+
+    fn readdir(
+        &self,
+        request: &Request,
+        _nodeid: INodeNo,
+        dir: FileHandle,
+        offset: u64,
+        reply: ReplyDirectory,
+    ) {
+        let who = self.core.callers.of(request);
+        self.core.read_dir(who, dir, offset, reply);
+    }
+
+    fn releasedir(
+        &self,
+        _request: &Request,
+        _nodeid: INodeNo,
+        dir: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.core.release_dir(dir, reply);
+    }
+
+    fn fsyncdir(
+        &self,
+        request: &Request,
+        nodeid: INodeNo,
+        _dir: FileHandle,
+        _data_only: bool,
+        reply: ReplyEmpty,
+    ) {
+        let who = self.core.callers.of(request);
+        self.core.sync_dir(who, nodeid, reply);
+    }
+
+    fn statfs(&self, request: &Request, _nodeid: INodeNo, reply: ReplyStatfs) {
+        let who = self.core.callers.of(request);
+        self.core.stat_fs(who, reply);
+    }
+
+    fn setxattr(
+        &self,
+        request: &Request,
+        nodeid: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        let who = self.core.callers.of(request);
+        let change = (name.to_owned(), value.to_vec(), flags);
+        self.core.set_xattr(who, nodeid, change, reply);
+    }
+
+    fn getxattr(
+        &self,
+        request: &Request,
+        nodeid: INodeNo,
+        name: &OsStr,
+        size: u32,
+        reply: ReplyXattr,
+    ) {
+        let who = self.core.callers.of(request);
+        self.core.get_xattr(who, nodeid, name.into(), size, reply);
+    }
+
+    fn listxattr(&self, request: &Request, nodeid: INodeNo, size: u32, reply: ReplyXattr) {
+        let who = self.core.callers.of(request);
+        self.core.list_xattr(who, nodeid, size, reply);
+    }
+
+    fn removexattr(&self, request: &Request, nodeid: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let who = self.core.callers.of(request);
+        self.core.remove_xattr(who, nodeid, name.into(), reply);
+    }
+
+    /// The kernel checks permissions itself (default_permissions) and does not ask.
+    fn access(&self, _request: &Request, _nodeid: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    fn create(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let who = self.core.callers.of(request);
+        let permissions = (mode & 0o7777, umask);
+        self.core
+            .create(who, (parent, name.into()), permissions, flags, reply);
+    }
+
+    fn fallocate(
+        &self,
+        _request: &Request,
+        _nodeid: INodeNo,
+        file: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        self.core.allocate(file, mode, (offset, length), reply);
+    }
+
+    fn lseek(
+        &self,
+        _request: &Request,
+        _nodeid: INodeNo,
+        file: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        self.core.seek(file, offset, whence, reply);
+    }
+
+    fn copy_file_range(
+        &self,
+        _request: &Request,
+        _nodeid_in: INodeNo,
+        from: FileHandle,
+        from_offset: u64,
+        _nodeid_out: INodeNo,
+        to: FileHandle,
+        to_offset: u64,
+        length: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        self.core
+            .copy((from, from_offset), (to, to_offset), length, reply);
+    }
+}

@@ -1,0 +1,231 @@
+//! Operations on names: lookup, making, linking, renaming and removing.
+
+use std::ffi::{OsStr, OsString};
+use std::sync::Arc;
+
+use fuser::{INodeNo, ReplyData, ReplyEmpty, ReplyEntry};
+
+use super::attr::TTL;
+use super::core::{Core, generation, settle};
+use super::nodes::Inode;
+use crate::store::{Attr, Caller, Error, Kind, Node, Result};
+
+/// The extended attribute that makes new objects inherit an ACL.
+const DEFAULT_ACL: &str = "system.posix_acl_default";
+
+impl Core {
+    /// Permissions for a new object in `parent`: without the bits of `umask`, unless an ACL is
+    /// inherited, which takes the umask's place. (FUSE_DONT_MASK leaves this to us.)
+    pub fn masked(&self, who: &Caller, parent: &Inode, mode: u32, umask: u32) -> u32 {
+        if umask == 0 {
+            return mode;
+        }
+        let inherits = self
+            .store
+            .get_xattr(who, &parent.node, OsStr::new(DEFAULT_ACL))
+            .is_ok_and(|acl| !acl.is_empty());
+        if inherits { mode } else { mode & !umask }
+    }
+
+    /// Tells the kernel what a name leads to.
+    fn entry(&self, reply: ReplyEntry, parent: u64, name: &OsStr, (node, attr): (Node, Attr)) {
+        let inode = self.nodes.enter(parent, name, node, &attr);
+        reply.entry(&TTL, &self.file_attr(&inode, &attr), generation(&inode));
+    }
+
+    pub fn lookup(
+        self: &Arc<Self>,
+        who: Caller,
+        parent: INodeNo,
+        name: OsString,
+        reply: ReplyEntry,
+    ) {
+        settle(reply, self.inode(parent), |reply, dir| {
+            let (asked, known, told) = (name.clone(), name.clone(), name);
+            let nodeid = dir.nodeid;
+            self.ask_or(
+                "lookup",
+                reply,
+                move |core| core.store.lookup(&who, &dir.node, &asked),
+                move |core, reply, found| core.entry(reply, nodeid, &told, found),
+                move |core| {
+                    let inode = core.nodes.child(nodeid, &known)?;
+                    Some((inode.node.clone(), inode.last_attr()?))
+                },
+            );
+        });
+    }
+
+    /// Makes an object by `make`, which gets the parent and the name.
+    pub fn make(
+        self: &Arc<Self>,
+        what: &'static str,
+        (parent, name): (INodeNo, OsString),
+        reply: ReplyEntry,
+        make: impl FnOnce(&Core, &Inode, &OsStr) -> Result<(Node, Attr)> + Send + 'static,
+    ) {
+        settle(reply, self.inode(parent), |reply, dir| {
+            let (nodeid, told) = (dir.nodeid, name.clone());
+            self.ask(
+                what,
+                reply,
+                move |core| make(core, &dir, &name),
+                move |core, reply, made| core.entry(reply, nodeid, &told, made),
+            );
+        });
+    }
+
+    pub fn link(
+        self: &Arc<Self>,
+        who: Caller,
+        nodeid: INodeNo,
+        (parent, name): (INodeNo, OsString),
+        reply: ReplyEntry,
+    ) {
+        settle(reply, self.inode(nodeid), |reply, inode| {
+            self.make("link", (parent, name), reply, move |core, dir, name| {
+                let attr = core.store.link(&who, &inode.node, &dir.node, name)?;
+                Ok((inode.node.clone(), attr))
+            });
+        });
+    }
+
+    pub fn read_link(self: &Arc<Self>, who: Caller, nodeid: INodeNo, reply: ReplyData) {
+        use std::os::unix::ffi::OsStrExt;
+        settle(reply, self.inode(nodeid), |reply, inode| {
+            self.ask(
+                "readlink",
+                reply,
+                move |core| core.store.read_link(&who, &inode.node),
+                |_, reply, target| reply.data(target.as_bytes()),
+            );
+        });
+    }
+
+    pub fn unlink(
+        self: &Arc<Self>,
+        who: Caller,
+        parent: INodeNo,
+        name: OsString,
+        reply: ReplyEmpty,
+    ) {
+        settle(reply, self.inode(parent), |reply, dir| {
+            self.ask(
+                "unlink",
+                reply,
+                move |core| {
+                    let victim = core.victim(&who, &dir, &name);
+                    core.store.unlink(&who, &dir.node, &name)?;
+                    core.nodes.name_removed(dir.nodeid, &name);
+                    core.name_lost(&who, victim);
+                    Ok(())
+                },
+                |_, reply, ()| reply.ok(),
+            );
+        });
+    }
+
+    pub fn remove_dir(
+        self: &Arc<Self>,
+        who: Caller,
+        parent: INodeNo,
+        name: OsString,
+        reply: ReplyEmpty,
+    ) {
+        settle(reply, self.inode(parent), |reply, dir| {
+            self.ask(
+                "rmdir",
+                reply,
+                move |core| {
+                    core.store.remove_dir(&who, &dir.node, &name)?;
+                    if let Some(removed) = core.nodes.child(dir.nodeid, &name) {
+                        core.listings.forget(removed.nodeid);
+                    }
+                    core.nodes.name_removed(dir.nodeid, &name);
+                    Ok(())
+                },
+                |_, reply, ()| reply.ok(),
+            );
+        });
+    }
+
+    pub fn rename(
+        self: &Arc<Self>,
+        who: Caller,
+        from: (INodeNo, OsString),
+        to: (INodeNo, OsString),
+        flags: u32,
+        reply: ReplyEmpty,
+    ) {
+        let dirs = self
+            .inode(from.0)
+            .and_then(|source| Ok((source, self.inode(to.0)?)));
+        settle(reply, dirs, |reply, (source, target)| {
+            self.ask(
+                "rename",
+                reply,
+                move |core| core.move_name(&who, (&source, &from.1), (&target, &to.1), flags),
+                |_, reply, ()| reply.ok(),
+            );
+        });
+    }
+
+    fn move_name(
+        &self,
+        who: &Caller,
+        from: (&Inode, &OsStr),
+        to: (&Inode, &OsStr),
+        flags: u32,
+    ) -> Result<()> {
+        let exchange = flags & libc::RENAME_EXCHANGE != 0;
+        let replaces = flags & (libc::RENAME_EXCHANGE | libc::RENAME_NOREPLACE) == 0;
+        let victim = if replaces {
+            self.victim(who, to.0, to.1)
+        } else {
+            None
+        };
+        self.store
+            .rename(who, (&from.0.node, from.1), (&to.0.node, to.1), flags)?;
+        self.nodes
+            .renamed((from.0.nodeid, from.1), (to.0.nodeid, to.1), exchange);
+        self.name_lost(who, victim);
+        self.tell_new_names();
+        Ok(())
+    }
+
+    /// What is about to lose a name, if it is an image: as the table knows it, else as the store
+    /// says.
+    fn victim(&self, who: &Caller, dir: &Inode, name: &OsStr) -> Option<(Node, Attr)> {
+        let known = self.nodes.child(dir.nodeid, name);
+        let found = known.and_then(|inode| Some((inode.node.clone(), inode.last_attr()?)));
+        let found = found.or_else(|| self.store.lookup(who, &dir.node, name).ok());
+        found.filter(|(_, attr)| attr.kind == Kind::File)
+    }
+
+    /// An image lost a name; if that was its last one, its cached blocks can go.
+    fn name_lost(&self, who: &Caller, victim: Option<(Node, Attr)>) {
+        let Some((node, attr)) = victim else { return };
+        if self.is_gone(who, &node) {
+            self.images.removed(attr.id);
+        }
+    }
+
+    /// Whether an object has no name left in the store.
+    fn is_gone(&self, who: &Caller, node: &Node) -> bool {
+        match self.store.attr(who, node) {
+            Ok(attr) => attr.nlink == 0,
+            Err(Error::Os(error)) => {
+                matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESTALE))
+            }
+            Err(Error::Deadline(_) | Error::Overloaded) => false,
+        }
+    }
+
+    /// The names that people see of images in use, after a rename of one or of a directory above.
+    fn tell_new_names(&self) {
+        for inode in self.nodes.open_inodes() {
+            let path = self.nodes.path(inode.nodeid);
+            self.images.renamed(inode.id, &path.to_string_lossy());
+        }
+    }
+}

@@ -1,0 +1,435 @@
+//! The inode table: what the kernel means by a node number.
+//!
+//! A number is the store's inode number where that is free, so that `ls -i` shows what the store
+//! shows; else one that no store uses. Hard links to one image share a number. An inode stays as
+//! long as the kernel counts references to it.
+//!
+//! The table is bounded: each inode keeps a descriptor of the store. Past the bound the reaper asks
+//! the kernel to forget ([`Nodes::wait_until_crowded`]).
+//!
+//! *Invariants*: an inode is in the table while its lookup count is above 0; every recorded name
+//! leads to an inode in the table. *Locking*: `table` is held for map operations only, never while
+//! an inode is dropped (which may be the last use of a descriptor).
+
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::store::{Attr, ImageId, Kind, Node};
+
+/// The kernel's number for the root.
+pub const ROOT: u64 = 1;
+/// Numbers given where the store's own is taken start here.
+const SYNTHETIC_FIRST: u64 = 1 << 63;
+/// Longest path shown for an inode, in components.
+const PATH_COMPONENTS_MAX: usize = 2048;
+
+/// One object as the kernel knows it.
+#[derive(Debug)]
+pub struct Inode {
+    pub nodeid: u64,
+    pub id: ImageId,
+    pub kind: Kind,
+    pub node: Node,
+    /// The latest attributes; None for a root never asked about.
+    attr: Mutex<Option<Attr>>,
+    /// The latest answers for the two ACLs, to serve while the store hangs.
+    acls: Mutex<[Option<AclAnswer>; 2]>,
+    opens: AtomicU32,
+    last_used: AtomicU64,
+}
+
+/// What the store said of an ACL: its bytes, or the errno.
+pub type AclAnswer = Result<Arc<[u8]>, i32>;
+
+/// All inodes in use.
+pub struct Nodes {
+    table: Mutex<Table>,
+    clock: AtomicU64,
+    inodes_max: usize,
+    crowded: Condvar,
+    closed: AtomicBool,
+}
+
+#[derive(Default)]
+struct Table {
+    slots: HashMap<u64, Slot>,
+    by_image: HashMap<ImageId, u64>,
+    names: HashMap<Name, u64>,
+    synthetic: u64,
+}
+
+struct Slot {
+    inode: Arc<Inode>,
+    lookups: u64,
+    names: Vec<Name>,
+}
+
+/// A parent's number and a name in it.
+pub type Name = (u64, OsString);
+
+impl Inode {
+    fn new(nodeid: u64, id: ImageId, kind: Kind, node: Node, attr: Option<Attr>) -> Arc<Inode> {
+        Arc::new(Inode {
+            nodeid,
+            id,
+            kind,
+            node,
+            attr: Mutex::new(attr),
+            acls: Mutex::new([None, None]),
+            opens: AtomicU32::new(0),
+            last_used: AtomicU64::new(0),
+        })
+    }
+
+    /// The latest attributes known.
+    pub fn last_attr(&self) -> Option<Attr> {
+        *self.attr.lock()
+    }
+
+    /// These are the attributes now.
+    pub fn remember(&self, attr: &Attr) {
+        *self.attr.lock() = Some(*attr);
+    }
+
+    /// The latest answer for an ACL (0 access, 1 default).
+    pub fn last_acl(&self, which: usize) -> Option<AclAnswer> {
+        self.acls.lock()[which].clone()
+    }
+
+    /// This is the answer for an ACL now; None forgets.
+    pub fn remember_acl(&self, which: usize, answer: Option<AclAnswer>) {
+        self.acls.lock()[which] = answer;
+    }
+
+    /// A file of it was opened.
+    pub fn opened(&self) {
+        self.opens.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A file of it was closed for good.
+    pub fn closed(&self) {
+        self.opens.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    pub fn is_open(&self) -> bool {
+        self.opens.load(Ordering::Relaxed) > 0
+    }
+}
+
+impl Nodes {
+    /// A table with the root alone, which crowds past `inodes_max`.
+    pub fn new(root: Node, inodes_max: usize) -> Nodes {
+        let nowhere = ImageId { ino: 0, tag: 0 };
+        let inode = Inode::new(ROOT, nowhere, Kind::Dir, root, None);
+        let mut table = Table::default();
+        let slot = Slot {
+            inode,
+            lookups: 1, // the kernel never forgets the root
+            names: Vec::new(),
+        };
+        table.slots.insert(ROOT, slot);
+        Nodes {
+            table: Mutex::new(table),
+            clock: AtomicU64::new(0),
+            inodes_max,
+            crowded: Condvar::new(),
+            closed: AtomicBool::new(false),
+        }
+    }
+
+    /// The inode of a number.
+    pub fn get(&self, nodeid: u64) -> Option<Arc<Inode>> {
+        let inode = self.table.lock().slots.get(&nodeid)?.inode.clone();
+        self.touch(&inode);
+        Some(inode)
+    }
+
+    /// The inode that a name led to when last looked up.
+    pub fn child(&self, parent: u64, name: &OsStr) -> Option<Arc<Inode>> {
+        let table = self.table.lock();
+        let nodeid = table.names.get(&(parent, name.to_owned()))?;
+        Some(table.slots.get(nodeid)?.inode.clone())
+    }
+
+    /// The kernel is about to be told that `parent`/`name` is this object: one reference more.
+    pub fn enter(&self, parent: u64, name: &OsStr, node: Node, attr: &Attr) -> Arc<Inode> {
+        let mut table = self.table.lock();
+        let nodeid = match table.find(attr) {
+            Some(nodeid) => nodeid,
+            None => table.add(node, attr),
+        };
+        table.name((parent, name.to_owned()), nodeid);
+        let slot = table
+            .slots
+            .get_mut(&nodeid)
+            .expect("every image has a slot");
+        slot.lookups += 1;
+        let inode = slot.inode.clone();
+        if table.slots.len() > self.inodes_max {
+            self.crowded.notify_one();
+        }
+        drop(table);
+        inode.remember(attr);
+        self.touch(&inode);
+        inode
+    }
+
+    /// The kernel gives back `count` references.
+    pub fn forget(&self, nodeid: u64, count: u64) {
+        let mut table = self.table.lock();
+        let Some(slot) = table.slots.get_mut(&nodeid) else {
+            return;
+        };
+        slot.lookups = slot.lookups.saturating_sub(count);
+        if slot.lookups == 0 && nodeid != ROOT {
+            let dropped = table.remove(nodeid);
+            drop(table);
+            drop(dropped);
+        }
+    }
+
+    /// `parent`/`name` is no more.
+    pub fn name_removed(&self, parent: u64, name: &OsStr) {
+        self.table.lock().unname(&(parent, name.to_owned()));
+    }
+
+    /// `from` is called `to` now; with `exchange` the reverse also holds.
+    pub fn renamed(&self, from: (u64, &OsStr), to: (u64, &OsStr), exchange: bool) {
+        let from = (from.0, from.1.to_owned());
+        let to = (to.0, to.1.to_owned());
+        let mut table = self.table.lock();
+        let moved = table.unname(&from);
+        let replaced = table.unname(&to);
+        if let Some(nodeid) = moved {
+            table.name(to, nodeid);
+        }
+        if let (Some(nodeid), true) = (replaced, exchange) {
+            table.name(from, nodeid);
+        }
+    }
+
+    /// The parent by which a directory is known; the root is its own.
+    pub fn parent(&self, nodeid: u64) -> u64 {
+        let table = self.table.lock();
+        let slot = table.slots.get(&nodeid);
+        slot.and_then(|slot| slot.names.last())
+            .map_or(ROOT, |(parent, _)| *parent)
+    }
+
+    /// A path from the root by which the inode is known, without a leading slash.
+    pub fn path(&self, nodeid: u64) -> PathBuf {
+        let table = self.table.lock();
+        let mut components = Vec::new();
+        let mut at = nodeid;
+        while let Some((parent, name)) = table.slots.get(&at).and_then(|slot| slot.names.last()) {
+            components.push(name.as_os_str());
+            at = *parent;
+            if components.len() > PATH_COMPONENTS_MAX {
+                break;
+            }
+        }
+        components.iter().rev().map(Path::new).collect()
+    }
+
+    /// The inodes with open files.
+    pub fn open_inodes(&self) -> Vec<Arc<Inode>> {
+        let table = self.table.lock();
+        let inodes = table.slots.values().map(|slot| &slot.inode);
+        inodes.filter(|inode| inode.is_open()).cloned().collect()
+    }
+
+    /// Blocks until there are more inodes than allowed, or until closed (false).
+    pub fn wait_until_crowded(&self) -> bool {
+        let mut table = self.table.lock();
+        while table.slots.len() <= self.inodes_max && !self.closed.load(Ordering::Acquire) {
+            self.crowded.wait(&mut table);
+        }
+        !self.closed.load(Ordering::Acquire)
+    }
+
+    /// Names of the inodes longest unused that are not open, files before directories: a sixteenth
+    /// of what is allowed. They count as used now, so that the next call gives others.
+    pub fn oldest_names(&self) -> Vec<Name> {
+        let table = self.table.lock();
+        let mut idle: Vec<&Slot> = table.slots.values().filter(|slot| slot.is_idle()).collect();
+        idle.sort_unstable_by_key(|slot| {
+            let is_dir = slot.inode.kind == Kind::Dir;
+            (is_dir, slot.inode.last_used.load(Ordering::Relaxed))
+        });
+        idle.truncate((self.inodes_max / 16).max(1));
+        idle.iter().for_each(|slot| self.touch(&slot.inode));
+        let names = idle.iter().flat_map(|slot| slot.names.iter().cloned());
+        names.collect()
+    }
+
+    /// Ends the waiting.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        let _table = self.table.lock();
+        self.crowded.notify_all();
+    }
+
+    fn touch(&self, inode: &Inode) {
+        let now = self.clock.fetch_add(1, Ordering::Relaxed);
+        inode.last_used.store(now, Ordering::Relaxed);
+    }
+}
+
+impl Slot {
+    fn is_idle(&self) -> bool {
+        self.inode.nodeid != ROOT && !self.inode.is_open() && !self.names.is_empty()
+    }
+}
+
+impl Table {
+    /// The number of this object. Where ids have no tag, another kind tells that the inode number
+    /// is used again.
+    fn find(&self, attr: &Attr) -> Option<u64> {
+        let nodeid = self.by_image.get(&attr.id).copied()?;
+        let same_kind = self.slots.get(&nodeid)?.inode.kind == attr.kind;
+        same_kind.then_some(nodeid)
+    }
+
+    fn add(&mut self, node: Node, attr: &Attr) -> u64 {
+        let ino = attr.id.ino;
+        let usable = ino > ROOT && ino < SYNTHETIC_FIRST && !self.slots.contains_key(&ino);
+        let nodeid = if usable {
+            ino
+        } else {
+            self.synthetic += 1;
+            SYNTHETIC_FIRST + self.synthetic
+        };
+        let slot = Slot {
+            inode: Inode::new(nodeid, attr.id, attr.kind, node, Some(*attr)),
+            lookups: 0,
+            names: Vec::new(),
+        };
+        self.slots.insert(nodeid, slot);
+        self.by_image.insert(attr.id, nodeid);
+        nodeid
+    }
+
+    fn remove(&mut self, nodeid: u64) -> Option<Slot> {
+        let slot = self.slots.remove(&nodeid)?;
+        if self.by_image.get(&slot.inode.id) == Some(&nodeid) {
+            self.by_image.remove(&slot.inode.id);
+        }
+        for name in &slot.names {
+            self.names.remove(name);
+        }
+        Some(slot)
+    }
+
+    fn name(&mut self, name: Name, nodeid: u64) {
+        if self.names.get(&name) == Some(&nodeid) {
+            return;
+        }
+        self.unname(&name);
+        if let Some(slot) = self.slots.get_mut(&nodeid) {
+            slot.names.push(name.clone());
+            self.names.insert(name, nodeid);
+        }
+    }
+
+    /// Removes a name; returns what it led to.
+    fn unname(&mut self, name: &Name) -> Option<u64> {
+        let nodeid = self.names.remove(name)?;
+        if let Some(slot) = self.slots.get_mut(&nodeid) {
+            slot.names.retain(|other| other != name);
+        }
+        Some(nodeid)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Timestamp;
+
+    fn attr(ino: u64, tag: u64) -> Attr {
+        Attr {
+            id: ImageId { ino, tag },
+            kind: Kind::File,
+            mode: 0o600,
+            nlink: 1,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            size_bytes: 0,
+            blocks: 0,
+            blksize: 4096,
+            atime: Timestamp::default(),
+            mtime: Timestamp::default(),
+            ctime: Timestamp::default(),
+        }
+    }
+
+    fn node() -> Node {
+        Node(Arc::new(()))
+    }
+
+    fn enter(nodes: &Nodes, name: &str, ino: u64, tag: u64) -> Arc<Inode> {
+        nodes.enter(ROOT, OsStr::new(name), node(), &attr(ino, tag))
+    }
+
+    #[test]
+    fn hard_links_share_a_number_and_a_reused_inode_number_gets_another() {
+        let nodes = Nodes::new(node(), 100);
+        let a = enter(&nodes, "a", 7, 1);
+        let b = enter(&nodes, "b", 7, 1);
+        assert_eq!((a.nodeid, b.nodeid), (7, 7));
+        let reused = enter(&nodes, "c", 7, 2);
+        assert_ne!(reused.nodeid, 7);
+        assert_ne!(enter(&nodes, "d", ROOT, 1).nodeid, ROOT);
+    }
+
+    #[test]
+    fn an_inode_lives_until_every_reference_is_given_back() {
+        let nodes = Nodes::new(node(), 100);
+        enter(&nodes, "a", 7, 1);
+        enter(&nodes, "a", 7, 1);
+        nodes.forget(7, 1);
+        assert!(nodes.get(7).is_some());
+        nodes.forget(7, 1);
+        assert!(nodes.get(7).is_none());
+        assert!(nodes.child(ROOT, OsStr::new("a")).is_none());
+        nodes.forget(ROOT, 5);
+        assert!(nodes.get(ROOT).is_some());
+    }
+
+    #[test]
+    fn names_follow_renames_and_exchanges() {
+        let nodes = Nodes::new(node(), 100);
+        let dir = enter(&nodes, "dir", 5, 1).nodeid;
+        enter(&nodes, "a", 7, 1);
+        nodes.renamed((ROOT, OsStr::new("a")), (dir, OsStr::new("b")), false);
+        assert_eq!(nodes.path(7), Path::new("dir/b"));
+        enter(&nodes, "c", 8, 1);
+        nodes.renamed((ROOT, OsStr::new("c")), (dir, OsStr::new("b")), true);
+        assert_eq!(nodes.path(8), Path::new("dir/b"));
+        assert_eq!(nodes.path(7), Path::new("c"));
+        nodes.renamed((dir, OsStr::new("b")), (ROOT, OsStr::new("c")), false);
+        assert_eq!(nodes.path(7), Path::new(""));
+        assert_eq!(nodes.path(8), Path::new("c"));
+    }
+
+    #[test]
+    fn the_oldest_that_are_not_open_are_given_up_first() {
+        let nodes = Nodes::new(node(), 32);
+        for ino in 10..50 {
+            enter(&nodes, &format!("f{ino}"), ino, 1);
+        }
+        nodes.get(10).expect("known").opened();
+        assert!(nodes.wait_until_crowded());
+        let names = nodes.oldest_names();
+        assert_eq!(names, vec![(ROOT, "f11".into()), (ROOT, "f12".into())]);
+        assert_eq!(nodes.oldest_names()[0], (ROOT, "f13".into()));
+        nodes.close();
+        assert!(!nodes.wait_until_crowded());
+    }
+}

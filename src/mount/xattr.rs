@@ -1,0 +1,220 @@
+//! Extended attributes. `user.flashside.*` are our own verbs, answered here; `security.*` is refused
+//! (libvirt tolerates that); the rest belongs to the store.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+
+use fuser::{Errno, INodeNo, ReplyEmpty, ReplyXattr};
+
+use super::core::{Core, Refuse, settle};
+use super::nodes::{AclAnswer, Inode, ROOT};
+use crate::store::{Caller, Error, Kind, Result};
+
+const OUR_PREFIX: &[u8] = b"user.flashside.";
+const SECURITY_PREFIX: &[u8] = b"security.";
+const TRUSTED_PREFIX: &[u8] = b"trusted.";
+/// The ACLs, whose answers are remembered: without them the kernel cannot check permissions, and a
+/// directory known to all would be out of reach while the store hangs.
+const ACLS: [&str; 2] = ["system.posix_acl_access", "system.posix_acl_default"];
+/// A longer ACL is not remembered, in bytes.
+const ACL_BYTES_MAX: usize = 512;
+
+impl Core {
+    pub fn get_xattr(
+        self: &Arc<Self>,
+        who: Caller,
+        nodeid: INodeNo,
+        name: OsString,
+        size: u32,
+        reply: ReplyXattr,
+    ) {
+        let Some(reply) = allowed(&name, reply) else {
+            return;
+        };
+        settle(reply, self.inode(nodeid), |reply, inode| {
+            if let Some(verb) = name.as_bytes().strip_prefix(OUR_PREFIX) {
+                return give(
+                    reply,
+                    size,
+                    self.our_value(&inode, verb).ok_or(libc::ENODATA),
+                );
+            }
+            let acl = ACLS.iter().position(|acl| name == **acl);
+            let (asked, known) = (inode.clone(), inode.clone());
+            self.ask_or(
+                "getxattr",
+                reply,
+                move |core| presence(core.store.get_xattr(&who, &asked.node, &name)),
+                move |_, reply, answer| {
+                    if let Some(acl) = acl {
+                        inode.remember_acl(acl, rememberable(&answer));
+                    }
+                    give(reply, size, answer.map(|value| value.to_vec()));
+                },
+                move |_| known.last_acl(acl?),
+            );
+        });
+    }
+
+    /// What one of our read-only verbs says.
+    fn our_value(&self, inode: &Inode, verb: &[u8]) -> Option<Vec<u8>> {
+        let is_file = inode.kind == Kind::File;
+        match verb {
+            b"control" if inode.nodeid == ROOT => {
+                Some(self.control_socket.as_os_str().as_bytes().to_vec())
+            }
+            b"resident" if is_file => {
+                let bytes = self.images.resident_bytes(inode.id).unwrap_or(0);
+                Some(bytes.to_string().into_bytes())
+            }
+            // Write-through: what is acknowledged is in the store.
+            b"dirty" if is_file => Some(b"0".to_vec()),
+            b"plane" if is_file => Some(b"daemon".to_vec()),
+            _ => None,
+        }
+    }
+
+    pub fn list_xattr(
+        self: &Arc<Self>,
+        who: Caller,
+        nodeid: INodeNo,
+        size: u32,
+        reply: ReplyXattr,
+    ) {
+        settle(reply, self.inode(nodeid), |reply, inode| {
+            let is_root = who.uid == 0;
+            self.ask(
+                "listxattr",
+                reply,
+                move |core| core.store.list_xattr(&who, &inode.node),
+                move |_, reply, names| give(reply, size, Ok(shown_names(&names, is_root))),
+            );
+        });
+    }
+
+    pub fn set_xattr(
+        self: &Arc<Self>,
+        who: Caller,
+        nodeid: INodeNo,
+        (name, value, flags): (OsString, Vec<u8>, i32),
+        reply: ReplyEmpty,
+    ) {
+        self.change_xattr(who, nodeid, name, reply, move |core, who, inode, name| {
+            core.store.set_xattr(who, &inode.node, name, &value, flags)
+        });
+    }
+
+    pub fn remove_xattr(
+        self: &Arc<Self>,
+        who: Caller,
+        nodeid: INodeNo,
+        name: OsString,
+        reply: ReplyEmpty,
+    ) {
+        self.change_xattr(who, nodeid, name, reply, |core, who, inode, name| {
+            core.store.remove_xattr(who, &inode.node, name)
+        });
+    }
+
+    fn change_xattr(
+        self: &Arc<Self>,
+        who: Caller,
+        nodeid: INodeNo,
+        name: OsString,
+        reply: ReplyEmpty,
+        change: impl FnOnce(&Core, &Caller, &Inode, &OsStr) -> Result<()> + Send + 'static,
+    ) {
+        let Some(reply) = allowed(&name, reply) else {
+            return;
+        };
+        if name.as_bytes().starts_with(OUR_PREFIX) {
+            return reply.error(self.refuse_verb(&who, &name));
+        }
+        settle(reply, self.inode(nodeid), |reply, inode| {
+            self.ask(
+                "setxattr",
+                reply,
+                move |core| {
+                    let result = change(core, &who, &inode, &name);
+                    if let Some(acl) = ACLS.iter().position(|acl| name == **acl) {
+                        inode.remember_acl(acl, None);
+                    }
+                    result
+                },
+                |_, reply, ()| reply.ok(),
+            );
+        });
+    }
+
+    /// Our verbs that can be set are yet to come; who may set them is decided already (rule 16).
+    fn refuse_verb(&self, who: &Caller, name: &OsStr) -> Errno {
+        if who.uid != 0 && !self.control_uids.contains(&who.uid) {
+            return Errno::EPERM;
+        }
+        log::warn!("{} cannot be set", name.to_string_lossy());
+        Errno::EINVAL
+    }
+}
+
+/// Refuses `security.*`.
+fn allowed<R: Refuse>(name: &OsStr, reply: R) -> Option<R> {
+    if name.as_bytes().starts_with(SECURITY_PREFIX) {
+        reply.refuse(Errno::EOPNOTSUPP);
+        return None;
+    }
+    Some(reply)
+}
+
+/// That there is no such attribute is an answer, which can be remembered, not a failure.
+fn presence(result: Result<Vec<u8>>) -> Result<AclAnswer> {
+    match result {
+        Ok(value) => Ok(Ok(value.into())),
+        Err(Error::Os(error)) => match error.raw_os_error() {
+            Some(errno @ (libc::ENODATA | libc::EOPNOTSUPP)) => Ok(Err(errno)),
+            _ => Err(error.into()),
+        },
+        Err(error) => Err(error),
+    }
+}
+
+fn rememberable(answer: &AclAnswer) -> Option<AclAnswer> {
+    let short = answer
+        .as_ref()
+        .map_or(true, |acl| acl.len() <= ACL_BYTES_MAX);
+    short.then(|| answer.clone())
+}
+
+/// Answers as getxattr(2) does: the size if no room was given, ERANGE if too little.
+fn give(reply: ReplyXattr, size: u32, value: std::result::Result<Vec<u8>, i32>) {
+    match value {
+        Err(errno) => reply.error(Errno::from_i32(errno)),
+        Ok(value) if size == 0 => reply.size(value.len() as u32),
+        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
+        Ok(value) => reply.data(&value),
+    }
+}
+
+/// The names to show: none that we would refuse to read, and `trusted.*` only to root, as the store
+/// call ran with the daemon's right to see them.
+fn shown_names(names: &[u8], is_root: bool) -> Vec<u8> {
+    let shown = |name: &&[u8]| {
+        !name.starts_with(SECURITY_PREFIX)
+            && !name.starts_with(OUR_PREFIX)
+            && (is_root || !name.starts_with(TRUSTED_PREFIX))
+    };
+    let names = names.split_inclusive(|&byte| byte == 0);
+    names.filter(shown).flatten().copied().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn listed_names_leave_out_what_cannot_be_read() {
+        let names = b"user.a\0security.selinux\0trusted.b\0user.flashside.pin\0";
+        assert_eq!(shown_names(names, true), b"user.a\0trusted.b\0");
+        assert_eq!(shown_names(names, false), b"user.a\0");
+    }
+}
