@@ -1,12 +1,13 @@
 #!/bin/bash
-# The init of the small real guest: does one piece of work on its disk, says so on the console, powers off.
+# The init of the small real guest: does some work on its disk, says so on the console, powers off.
 #
 # Runs as process 1 inside the guest; touches only the guest's own disk. The kernel's command line says what
-# to do: flashside.work=start (a machine that starts: reads much, writes a little), =write (numbered files,
-# flushed one by one) or =verify (says what the numbered files hold now), with flashside.series=NAME.
+# to do, in order and separated by commas: flashside.work=start (a machine that starts: reads much, writes a
+# little), ready (says so), verify (says what the numbered files hold now), write (flashside.count=N numbered
+# files named flashside.series=NAME, flushed one by one).
 #
-# Lines for the host: "FLASHSIDE READY seconds", "FLASHSIDE KEPT file sum" (flushed: must survive from here on),
-# "FLASHSIDE HAS file sum", "FLASHSIDE DONE", "FLASHSIDE FAILED what".
+# Lines for the host: "FLASHSIDE READY …", "FLASHSIDE KEPT file sum" (flushed: must survive from here on),
+# "FLASHSIDE HAS file sum", "FLASHSIDE VERIFIED", "FLASHSIDE DONE", "FLASHSIDE FAILED what".
 
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C
 files=/var/lib/flashside
@@ -52,33 +53,33 @@ log_boot() {
 }
 
 # Numbered files of 4 KiB to 512 KiB. KEPT is said only once file and name are flushed.
-write_series() {
+write() {
     local n file
     mkdir -p $files
     for n in $(seq 1 "$(argument count)"); do
         file=$files/$(argument series)-$n
-        head -c $(((n * 37 % 128 + 1) * 4096)) /dev/urandom >$file && sync $file $files || fail "writing $file"
-        say "KEPT ${file##*/} $(sum $file)"
+        head -c $(((n * 37 % 128 + 1) * 4096)) /dev/urandom >"$file" || fail "writing $file"
+        sync "$file" $files || fail "flushing $file"
+        say "KEPT ${file##*/} $(sum "$file")"
     done
 }
 
 sum() { sha256sum "$1" | cut -c 1-64; }
 
-verify_series() {
+verify() {
     local file
-    for file in $files/*-*; do
+    for file in "$files"/*-*; do
         say "HAS ${file##*/} $(sum "$file")"
     done
+    say VERIFIED
 }
 
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t tmpfs tmpfs /run
 [ -c /dev/console ] || mount -t devtmpfs devtmpfs /dev
-case $(argument work) in
-write) ready && write_series ;;
-verify) ready && verify_series ;;
-*) start && ready ;;
-esac
+for work in $(argument work | tr , ' '); do
+    "$work"
+done
 say DONE
 power_off

@@ -90,6 +90,9 @@ guest_start() {
 # guest_said CONSOLE WORD: has the guest said it?
 guest_said() { tr -d '\r' <"$1" 2>/dev/null | grep -aq "^FLASHSIDE $2"; }
 
+# guest_lines CONSOLE WORD: what the guest said after that word, sorted, the WORD cut off.
+guest_lines() { tr -d '\r' <"$1" | sed -n "s/^FLASHSIDE $2 //p" | sort; }
+
 # guest_await CONSOLE WORD SECONDS: waits until the guest says WORD; 1 if it ends or fails or time is up first.
 guest_await() {
     local end=$((SECONDS + $3))
