@@ -63,14 +63,14 @@ clean_up() {
 
 # The functions below run as steps of their own: "$0" --step NAME.
 install_packages() {
-    local packages=(fuse3 fio attr acl xfsprogs e2fsprogs procps) qemu=(qemu-utils)
+    local packages=(fuse3 fio attr acl xfsprogs e2fsprogs procps) qemu=(qemu-utils) absent
     . mountscripts/packages.sh
     . mountscripts/guest.sh
     command -v cc >/dev/null || packages+=(gcc libc6-dev)
     guest_unsupported >/dev/null || packages+=("${GUEST_PACKAGES[@]}") qemu+=("${GUEST_QEMU_PACKAGES[@]}")
     if [ "$(id -u)" != 0 ]; then
-        missing=$(packages_missing "${packages[@]}" "${qemu[@]}" | xargs)
-        [ -z "$missing" ] || echo "skipped: installing $missing needs root"
+        absent=$(packages_missing "${packages[@]}" "${qemu[@]}" | xargs)
+        [ -z "$absent" ] || echo "skipped: installing $absent needs root"
         return 0
     fi
     packages_install "${packages[@]}" && packages_install_qemu "${qemu[@]}"
