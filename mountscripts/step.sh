@@ -48,16 +48,11 @@ step_end() {
     step_pid='' step_log=''
 }
 
-# Asks the group to end; five seconds later insists. The leader is waited for first: as a zombie it would
-# make the group look alive.
+# Asks the group to end, and insists after five seconds.
 kill_group() {
-    local tries=50 insist
+    local tries=50
     kill -TERM -- "-$1" 2>/dev/null
-    (sleep 5 && kill -KILL -- "-$1") 2>/dev/null &
-    insist=$!
-    wait "$1" 2>/dev/null
     while kill -0 -- "-$1" 2>/dev/null && [ $((tries -= 1)) -gt 0 ]; do sleep 0.1; done
     kill -KILL -- "-$1" 2>/dev/null
-    kill "$insist" 2>/dev/null
-    wait "$insist" 2>/dev/null
+    wait "$1" 2>/dev/null
 }
