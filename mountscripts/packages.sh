@@ -30,11 +30,12 @@ packages_install_qemu() {
     packages_install_from_backports "$@"
 }
 
-# packages_mirror: prints "URI SUITE" of this Debian release as the machine's own sources name it.
+# packages_mirror: prints "URI SUITE" of this Debian release as the machine's own sources name it, also before
+# the first apt-get update.
 packages_mirror() {
     local suite
     suite=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
-    apt-get indextargets --format '$(REPO_URI) $(RELEASE)' 'Created-By: Packages' |
+    apt-get indextargets --no-release-info --format '$(REPO_URI) $(RELEASE)' 'Created-By: Packages' |
         awk -v suite="$suite" '$1 ~ /^https?:/ && $2 == suite { print $1, $2; found = 1; exit } END { exit !found }'
 }
 
