@@ -6,7 +6,7 @@
 # the guest is off and once while it writes; the next boot says what the files hold, and this script compares.
 # At the end the store's file alone must be a sound filesystem and equal to what the mount shows.
 #
-# Needs root, /dev/fuse and Debian; prints `skipped: why` where they are missing. FLASHSIDE_BIN names the binary.
+# Needs root, /dev/fuse and Debian; prints `skipped: why` where they are missing. FLASHSIDE names the binary.
 # Touches: installed packages, the guest cache, one temporary directory, gone afterwards.
 
 set -u
@@ -15,7 +15,7 @@ cd "$(dirname "$0")/.." || exit 1
 . mountscripts/guest.sh
 . mountscripts/trial.sh
 
-flashside=${FLASHSIDE_BIN:-${CARGO_TARGET_DIR:-target}/debug/flashside}
+flashside=${FLASHSIDE:-${CARGO_TARGET_DIR:-target}/debug/flashside}
 files=24         # in the first series
 killed_after=10  # files of the second series
 

@@ -13,8 +13,8 @@ cd "$(dirname "$0")/.." || exit 1
 export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-auto} DEBIAN_FRONTEND=noninteractive
 export PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
 target=${CARGO_TARGET_DIR:-target}
-FLASHSIDE_BIN=$(realpath -m "$target")/debug/flashside
-export FLASHSIDE_BIN
+FLASHSIDE=$(realpath -m "$target")/debug/flashside
+export FLASHSIDE
 
 rows=() passed=0 step_pid=''
 
