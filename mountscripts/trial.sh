@@ -1,0 +1,100 @@
+# A trial: a store, a cache and a mount in one temporary directory, for scripts that show or test flashside.
+# Sourced, not run; the caller sets `flashside` to the binary and calls trial_close from its EXIT trap.
+#
+# Touches: the temporary directory, one mount, one daemon, and one loop device where the machine's own
+# filesystems cannot hold a cache.
+# Invariant: a daemon is only ever ended by the process id that the mount's own status named.
+
+trial_dir='' trial_pid=''
+
+# trial_open: makes the directory with store/, cache/ and mount/ in it; sets trial_dir.
+trial_open() {
+    trial_dir=$(mktemp -d "$(trial_base)/flashside-trial.XXXXXX") || return 1
+    mkdir "$trial_dir/store" "$trial_dir/flash" "$trial_dir/mount" || return 1
+    trial_can_cache "$trial_dir" || trial_loop_flash || return 1
+    mkdir "$trial_dir/flash/cache"
+}
+
+# The first usual temporary place whose filesystem can hold a cache, else the usual one.
+trial_base() {
+    local base
+    for base in "${TMPDIR:-/tmp}" /var/tmp "${HOME:-/root}"; do
+        trial_can_cache "$base" && echo "$base" && return
+    done
+    echo "${TMPDIR:-/tmp}"
+}
+
+# ext4 and XFS can; what a container or a tmpfs offers cannot.
+trial_can_cache() {
+    case $(stat -f -c %T "$1" 2>/dev/null) in ext2/ext3 | xfs) ;; *) return 1 ;; esac
+}
+
+trial_loop_flash() {
+    truncate -s 6G "$trial_dir/flash.img" && mke2fs -q -F -t ext4 "$trial_dir/flash.img" &&
+        mount -o loop "$trial_dir/flash.img" "$trial_dir/flash"
+}
+
+# trial_mount [OPTION…]: mounts the store through the cache; sets trial_pid.
+trial_mount() {
+    timeout 60 "$flashside" mount "$trial_dir/store" "$trial_dir/mount" \
+        --cache "$trial_dir/flash/cache@3G" "$@" </dev/null >>"$trial_dir/daemon.log" 2>&1 ||
+        { tail -n 5 "$trial_dir/daemon.log" >&2; return 1; }
+    trial_pid=$(trial_status --mountpoint "$trial_dir/mount" | trial_field pid)
+    [ -n "$trial_pid" ] || { echo "status names no daemon for the mount" >&2; return 1; }
+}
+
+trial_status() { timeout 20 "$flashside" status "$@" --json; }
+
+# trial_field NAME: the number of that name in the JSON on stdin; 0 if it is not there. For objects in which
+# the name occurs once: that saves a machine the installation of a JSON parser.
+trial_field() { tr -d ' \n' | sed -n "s/.*\"$1\":\([0-9][0-9]*\).*/\1/p"; }
+
+# trial_image_counters IMAGE NAME…: the counters of one image, on one line; zeros before its first use.
+trial_image_counters() {
+    local name json
+    json=$(trial_status "$trial_dir/mount/$1" 2>/dev/null)
+    shift
+    for name; do
+        printf '%s ' "$(($(trial_field "$name" <<<"$json") + 0))"
+    done
+}
+
+# Is the process still our daemon? Ids are used again.
+trial_daemon_runs() { [ -n "$trial_pid" ] && [ "$(cat "/proc/$trial_pid/comm" 2>/dev/null)" = flashside ]; }
+
+# trial_await_daemon_end SECONDS
+trial_await_daemon_end() {
+    local end=$((SECONDS + $1))
+    while trial_daemon_runs; do
+        [ $SECONDS -lt $end ] || return 1
+        sleep 0.1
+    done
+}
+
+# trial_kill: ends the daemon with SIGKILL, as a crash would. The dead mount stays until trial_drop_mount.
+trial_kill() {
+    kill -9 "$trial_pid" && trial_await_daemon_end 20 || return 1
+    trial_pid=''
+}
+
+trial_drop_mount() { timeout 20 umount "$trial_dir/mount" || umount -l "$trial_dir/mount"; }
+
+# trial_unmount: a clean stop; the daemon has flushed and gone when it returns 0.
+trial_unmount() {
+    timeout 60 umount "$trial_dir/mount" && trial_await_daemon_end 60 || return 1
+    trial_pid=''
+}
+
+trial_mounted() { grep -q " $trial_dir/$1 " /proc/self/mounts; }
+
+# trial_close: takes everything away, whatever state it is in.
+trial_close() {
+    [ -n "$trial_dir" ] || return 0
+    ! trial_mounted mount || trial_unmount 2>/dev/null || true
+    ! trial_daemon_runs || kill -9 "$trial_pid"
+    ! trial_mounted mount || umount -l "$trial_dir/mount"
+    ! trial_mounted flash || umount "$trial_dir/flash" || umount -l "$trial_dir/flash"
+    # Should anything still be mounted, nothing in it is deleted.
+    rm -rf --one-file-system "$trial_dir"
+    trial_dir=''
+}
