@@ -112,7 +112,7 @@ fn the_cache_never_exceeds_its_limit() {
     assert!(status["pool"]["used_bytes"].as_u64() <= Some(12 * MIB));
 }
 
-/// What is used again and again survives a stream of what is used once.
+/// A smaller limit than the last time: the cache shrinks to it.
 #[test]
 fn eviction_keeps_the_limit_after_a_restart() {
     let Some(mut world) = World::new() else {

@@ -192,7 +192,8 @@ pub fn get_xattr(path: &Path, name: &str) -> Result<String, i32> {
 }
 
 /// setxattr(2); the error is an errno.
-pub fn set_xattr(path: &Path, name: &str, value: &str) -> Result<(), i32> {
+pub fn set_xattr(path: &Path, name: &str, value: impl AsRef<[u8]>) -> Result<(), i32> {
+    let value = value.as_ref();
     let (path, name) = (c_path(path), CString::new(name).expect("no NUL"));
     let data = value.as_ptr().cast();
     // SAFETY: two valid C strings and a buffer with its own length.

@@ -285,10 +285,9 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            if let Some(daemon) = &self.daemon {
-                eprintln!("--- flashside said:\n{}", daemon.said());
-            }
+        let daemon = self.daemon.as_ref().filter(|_| std::thread::panicking());
+        if let Some(daemon) = daemon {
+            eprintln!("--- flashside said:\n{}", daemon.said());
         }
         drop(self.faulty.take());
         drop(self.daemon.take());

@@ -48,6 +48,29 @@ impl Person {
         output.status.success()
     }
 
+    /// Runs `work` in a thread that alone has this person's credentials (glibc's wrappers would
+    /// change the whole process).
+    pub fn act<T: Send>(self, work: impl FnOnce() -> T + Send) -> T {
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(move || {
+                self.become_it_in_this_thread();
+                work()
+            });
+            thread.join().expect("the work does not panic")
+        })
+    }
+
+    fn become_it_in_this_thread(self) {
+        let (uid, gid) = (self.uid, self.gid);
+        // SAFETY: plain system calls with a slice's own length; only this thread changes.
+        let ok = unsafe {
+            libc::syscall(libc::SYS_setgroups, self.groups.len(), self.groups.as_ptr()) == 0
+                && libc::syscall(libc::SYS_setresgid, gid, gid, gid) == 0
+                && libc::syscall(libc::SYS_setresuid, uid, uid, uid) == 0
+        };
+        assert!(ok, "{}", std::io::Error::last_os_error());
+    }
+
     fn become_it(self) -> std::io::Result<()> {
         // SAFETY: plain system calls with a slice's own length.
         let ok = unsafe {
