@@ -150,8 +150,8 @@ run_pjdfstest() {
     (umask 0 && pjdfstest -c "$work/pjdfstest.toml" -p "$work/mnt/pjd" -s "$work/second") \
         >"$work/pjdfstest.log" 2>&1
     status=$?
-    count=$(grep -E 'failed|passed' "$work/pjdfstest.log" | tail -n 1)
-    [ $status = 0 ] || { grep -aE 'FAILED|failed|panicked' "$work/pjdfstest.log" >&2; fail "pjdfstest: $count"; }
+    count=$(sed -n 's/^Summary: //p' "$work/pjdfstest.log")
+    [ $status = 0 ] || { grep -a -A1 FAILED "$work/pjdfstest.log" >&2; fail "pjdfstest: $count"; }
     stop
     echo "ok pjdfstest: $count"
 }

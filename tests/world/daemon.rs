@@ -8,6 +8,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use super::janitor::die_with_parent;
 use super::{PATIENCE, is_mounted};
 
 /// A `flashside mount --foreground` in a child process.
@@ -22,6 +23,7 @@ impl Daemon {
         let parent = mountpoint.parent().expect("a mount point has a parent");
         let outside = fs::metadata(parent).expect("the parent exists").dev();
         command.stdin(Stdio::null()).stdout(Stdio::null());
+        die_with_parent(&mut command);
         let mut child = command
             .stderr(Stdio::piped())
             .spawn()

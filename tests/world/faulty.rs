@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
 
+use super::janitor::die_with_parent;
 use super::{PATIENCE, detach, is_mounted, wait_until};
 
 /// A running faulty store. Dropping it kills it, also when it is stopped, and unmounts.
@@ -40,13 +41,14 @@ impl FaultyStore {
     /// Starts the process; after [`FaultyStore::kill`] it serves the same tree at the same path.
     pub fn run(&mut self) {
         assert!(self.child.is_none(), "already runs");
-        let child = Command::new(program())
+        let mut command = Command::new(program());
+        command
             .arg(&self.backing)
             .arg(&self.mountpoint)
             .arg(&self.switches)
-            .stdin(Stdio::null())
-            .spawn()
-            .expect("the faulty store runs");
+            .stdin(Stdio::null());
+        die_with_parent(&mut command);
+        let child = command.spawn().expect("the faulty store runs");
         self.child = Some(child);
         let mountpoint = self.mountpoint.clone();
         wait_until(PATIENCE, "faulty store", || is_mounted(&mountpoint));

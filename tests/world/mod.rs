@@ -19,6 +19,7 @@
 pub mod daemon;
 pub mod faulty;
 pub mod files;
+pub mod janitor;
 pub mod loopfs;
 pub mod people;
 pub mod rng;
@@ -37,6 +38,7 @@ use serde_json::Value;
 
 pub use daemon::Daemon;
 pub use faulty::FaultyStore;
+use janitor::Janitor;
 pub use loopfs::{LoopFs, Type};
 
 /// A mount, an unmount or an exit that takes longer than this is a failure.
@@ -56,6 +58,7 @@ pub struct World {
     cache: PathBuf,
     store: PathBuf,
     dir: tempfile::TempDir,
+    _janitor: Janitor, // after the directory: dropped last
 }
 
 impl World {
@@ -70,6 +73,7 @@ impl World {
             .prefix("flashside-test-")
             .tempdir()
             .expect("a temp directory");
+        let janitor = Janitor::watch(dir.path());
         for part in ["", "store", "cache", "mnt"] {
             let path = dir.path().join(part);
             fs::create_dir_all(&path).expect("a directory of the world");
@@ -85,6 +89,7 @@ impl World {
             cache: dir.path().join("cache"),
             store: dir.path().join("store"),
             dir,
+            _janitor: janitor,
         })
     }
 
