@@ -6,7 +6,7 @@
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::Duration;
@@ -23,7 +23,7 @@ const SCRIPT: &str = r#"
 cat >/dev/null
 [ -d "$0" ] || exit 0
 for mount in mnt faulty cachefs store tmpfs; do
-    while mountpoint -q "$0/$mount" 2>/dev/null && umount -l "$0/$mount"; do :; done
+    while umount -l "$0/$mount"; do :; done
 done
 rm -rf --one-file-system "$0"
 "#;
@@ -73,7 +73,7 @@ impl Drop for Janitor {
 }
 
 /// Ends every request of the FUSE mount at `path` with an error, however stuck it is.
-fn abort(path: &PathBuf) {
+fn abort(path: &Path) {
     let path = CString::new(path.as_os_str().as_bytes()).expect("paths hold no NUL");
     // SAFETY: a valid C string.
     unsafe { libc::umount2(path.as_ptr(), libc::MNT_FORCE) };
