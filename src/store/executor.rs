@@ -126,7 +126,6 @@ impl<T: Send> Answer for Cell<T> {
             self.answer(Ok(value));
         }
     }
-
 }
 
 impl Executor {
