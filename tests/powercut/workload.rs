@@ -43,9 +43,10 @@ pub fn run(image: &Path, length: Duration, seed: u64, versions: &AtomicU64) -> R
         workers.push(scope.spawn(|| read_around(image, seed + WRITERS, &stop)));
         std::thread::sleep(length);
         stop.store(true, Ordering::Relaxed);
-        let ends = workers.into_iter().map(|worker| worker.join());
-        for end in ends.collect::<Vec<_>>() {
-            end.map_err(|_| "a worker panicked".to_owned())??;
+        for worker in workers {
+            worker
+                .join()
+                .map_err(|_| "a worker panicked".to_owned())??;
         }
         Ok(())
     })
