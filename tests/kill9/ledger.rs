@@ -5,7 +5,7 @@
 //! sector has been looked at again.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::rig::stamp::Found;
 
@@ -14,6 +14,8 @@ pub struct Ledger {
     acknowledged: Vec<AtomicU64>,
     /// 0: nothing on its way.
     coming: Vec<AtomicU64>,
+    /// Claimed since it was last looked at after a crash.
+    touched: Vec<AtomicBool>,
     next: AtomicU64,
 }
 
@@ -24,6 +26,7 @@ impl Ledger {
         Ledger {
             acknowledged: zeros(),
             coming: zeros(),
+            touched: (0..sectors).map(|_| AtomicBool::new(true)).collect(),
             next: AtomicU64::new(1),
         }
     }
@@ -42,6 +45,7 @@ impl Ledger {
                 Ordering::SeqCst,
                 Ordering::SeqCst,
             );
+            self.touched[sector as usize].store(true, Ordering::SeqCst);
             if free.is_err() {
                 self.release(sectors.start..sector);
                 return None;
@@ -69,6 +73,11 @@ impl Ledger {
         let coming = self.coming[sector as usize].load(Ordering::SeqCst);
         let version = self.acknowledged[sector as usize].load(Ordering::SeqCst);
         (coming == 0).then_some(version)
+    }
+
+    /// True once after each claim of the sector: it may have changed.
+    pub fn take_touched(&self, sector: u64) -> bool {
+        self.touched[sector as usize].swap(false, Ordering::SeqCst)
     }
 
     /// Looks at a sector after a crash, when nobody writes: true if it holds what was acknowledged
