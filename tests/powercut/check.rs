@@ -42,16 +42,28 @@ impl Verdict {
 }
 
 impl Bench<'_> {
-    /// Recovers from the device image with the store at `content`, and compares.
-    pub fn check(&self, content: Content) -> Result<Verdict, String> {
-        self.store.set(content.clone());
+    /// Recovers from the device image with the store at `content`, and compares. With `twice` the
+    /// daemon is stopped and started again, and all is compared again: what the first recovery
+    /// dropped must not come back.
+    pub fn check(&self, content: Content, twice: bool) -> Result<Verdict, String> {
         let flash = Mounted::new(&self.device, &self.flash, |_| Ok(()))
             .map_err(|e| format!("the cut's own filesystem does not mount: {e}"))?;
+        let mut verdict = self.recover(&content)?;
+        if twice {
+            let again = self.recover(&content)?;
+            verdict.stale += again.stale;
+            verdict.torn += again.torn;
+        }
+        drop(flash);
+        Ok(verdict)
+    }
+
+    fn recover(&self, content: &Content) -> Result<Verdict, String> {
+        self.store.set(content.clone());
         let daemon = self.launch.start()?;
         let compared = self.compare(&content.bytes);
         let compared = compared.map_err(|e| format!("{e}: {}", daemon.last_words()))?;
         daemon.stop()?;
-        drop(flash);
         match self.store.changes() {
             0 => Ok(compared),
             n => Err(format!("recovery and reading changed the store {n} times")),

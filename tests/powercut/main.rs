@@ -211,7 +211,7 @@ impl Rig {
             let open = device.cut(cut, loss, &mut rng, &bench.device);
             let open = open.map_err(|e| format!("writing the image: {e}"))?;
             let content = tape.store.at(tape.device.position(cut), &mut rng);
-            let verdict = bench.check(content);
+            let verdict = bench.check(content, rng.chance(30));
             let verdict = verdict.map_err(|e| format!("cut at {cut}, {loss:?}: {e}"))?;
             tally.count(&verdict, begin.elapsed());
             if !verdict.good() {
