@@ -153,14 +153,17 @@ fn serve(mut config: Config) -> Result<ExitCode, Error> {
     let store = open_store(&config)?;
     let executor = start_executor(&config)?;
     let pool = Pool::open(&config, &store.identity())?;
-    let images = Images::new(&config, executor.clone(), pool.clone());
+    let local = store.is_local();
+    let images =
+        Images::new(&config, executor.clone(), pool.clone(), local).map_err(Error::Start)?;
     let daemon = Daemon::new(&config, executor.clone(), pool.clone(), images.clone());
     let server = Server::start(&config.control_socket, Arc::new(daemon))?;
 
     // Closing files of a store that hangs may hang: these stay open until the process is gone.
     mem::forget((store.clone(), executor.clone(), pool, images.clone()));
     let ready = announce(&config, mounted.clone());
-    let served = mount::serve(&config, store, executor, images.clone(), ready);
+    let socket = config.control_socket.clone();
+    let served = mount::serve(&config, store, images.clone(), executor, &socket, ready);
     mounted.store(false, Ordering::Release);
     let flushed = images.shutdown(SHUTDOWN_DEADLINE);
     drop(server);
@@ -210,7 +213,7 @@ fn clean_dead_mount(config: &mut Config) -> Result<(), Error> {
         "{} was left by a daemon that died: cleaning up",
         config.mountpoint.display()
     );
-    mount::clean_dead_mount(&config.mountpoint).map_err(|error| Error::DeadMount {
+    mount::clear_dead_mount(&config.mountpoint).map_err(|error| Error::DeadMount {
         mountpoint: config.mountpoint.clone(),
         error,
     })?;
@@ -224,7 +227,7 @@ fn open_store(config: &Config) -> Result<Arc<dyn Store>, Error> {
     };
     let dir = DirStore::open(&config.store).map_err(|error| failed(error.into()))?;
     let store: Arc<dyn Store> = Arc::new(dir);
-    if !config.simulate.is_set() {
+    if !Simulated::is_wanted(&config.simulate) {
         return Ok(store);
     }
     let simulated = Simulated::new(store, &config.simulate);

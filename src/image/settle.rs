@@ -78,21 +78,20 @@ impl Images {
         }
     }
 
-    /// Settles everything, for a clean stop; waits at most `deadline`. True when all is settled.
-    pub fn shutdown(self: &Arc<Self>, deadline: Duration) -> bool {
+    /// Settles everything, for a clean stop; waits at most `deadline`, then the rest is left for the next
+    /// mount to sort out.
+    pub fn shutdown(self: &Arc<Self>, deadline: Duration) -> Result<()> {
         let end = Instant::now() + deadline;
         loop {
             self.tend_once(true);
             if self.open.is_empty() {
                 self.shared.pool.close();
                 self.stop();
-                return true;
+                return Ok(());
             }
             if Instant::now() >= end {
                 self.stop();
-                let left = self.open.len();
-                log::warn!("{left} images are not settled; the next mount will sort them out");
-                return false;
+                return Err(Error::Deadline(deadline.as_secs()));
             }
             std::thread::sleep(Duration::from_millis(20));
         }

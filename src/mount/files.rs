@@ -56,7 +56,7 @@ impl Core {
     ) -> Arc<Handle> {
         let path = self.nodes.path(inode.nodeid);
         let name = path.to_string_lossy();
-        self.images.open(&name, file, attr, mode.read, mode.write)
+        self.images.open(&name, file, attr, mode.write)
     }
 
     /// Makes a store file an open file with a number. EIO when the mount is ending.
