@@ -2,9 +2,9 @@
 //! reply moved along, so that no FUSE thread ever waits for the store.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use fuser::{Errno, FileAttr, Generation, INodeNo};
+use fuser::{Errno, FileAttr, Generation, INodeNo, Notifier};
 use parking_lot::Mutex;
 
 use super::attr::{errno, file_attr};
@@ -32,6 +32,8 @@ pub struct Core {
     pub read_only: bool,
     pub control_uids: Vec<u32>,
     pub control_socket: PathBuf,
+    /// The way to tell the kernel something unasked; there once mounted.
+    pub notifier: OnceLock<Notifier>,
 }
 
 impl Core {
@@ -57,6 +59,7 @@ impl Core {
             read_only: config.read_only,
             control_uids: config.control_uids.clone(),
             control_socket: control_socket.to_owned(),
+            notifier: OnceLock::new(),
         }
     }
 
@@ -64,6 +67,16 @@ impl Core {
     pub fn inode(&self, nodeid: INodeNo) -> Result<Arc<Inode>> {
         let inode = self.nodes.get(nodeid.0);
         inode.ok_or_else(|| Error::from_errno(libc::ESTALE))
+    }
+
+    /// The kernel's copy of an inode's attributes is out of date.
+    pub fn attr_outdated(&self, inode: &Inode) {
+        const ATTRIBUTES_ONLY: i64 = -1;
+        if let Some(notifier) = self.notifier.get()
+            && let Err(error) = notifier.inval_inode(INodeNo(inode.nodeid), ATTRIBUTES_ONLY, 0)
+        {
+            log::debug!("the kernel does not drop attributes: {error}");
+        }
     }
 
     /// Attributes for the kernel. Of an image in use, the image knows the size better than the

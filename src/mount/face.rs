@@ -11,10 +11,11 @@ use std::sync::mpsc::Sender;
 use std::time::SystemTime;
 
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, INodeNo, InitFlags,
-    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
-    ReplyXattr, Request, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, INodeNo,
+    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier,
+    RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry,
+    ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
+    TimeOrNow, WriteFlags,
 };
 
 use super::attr::set_time;
@@ -247,7 +248,7 @@ impl Filesystem for Face {
 
     fn write(
         &self,
-        _request: &Request,
+        request: &Request,
         _nodeid: INodeNo,
         file: FileHandle,
         offset: u64,
@@ -257,7 +258,11 @@ impl Filesystem for Face {
         _owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        self.core.write(file, offset, data, write_flags, reply);
+        // Without FUSE_HANDLE_KILLPRIV_V2 the flag does not come, and the kernel leaves set-uid
+        // alone in direct writes.
+        let strips_set_id =
+            request.uid() != 0 || write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        self.core.write(file, offset, data, strips_set_id, reply);
     }
 
     fn flush(
@@ -438,5 +443,34 @@ impl Filesystem for Face {
     ) {
         self.core
             .copy((from, from_offset), (to, to_offset), length, reply);
+    }
+
+    /// No ioctls: what isatty(3) gets on any regular file.
+    fn ioctl(
+        &self,
+        _request: &Request,
+        _nodeid: INodeNo,
+        _file: FileHandle,
+        _flags: IoctlFlags,
+        _command: u32,
+        _data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOTTY);
+    }
+
+    /// "Not implemented" once makes the kernel answer itself: always ready.
+    fn poll(
+        &self,
+        _request: &Request,
+        _nodeid: INodeNo,
+        _file: FileHandle,
+        _notifier: PollNotifier,
+        _events: PollEvents,
+        _flags: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        reply.error(Errno::ENOSYS);
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use fuser::{
     FileHandle, FopenFlags, INodeNo, OpenFlags, ReplyCreate, ReplyData, ReplyEmpty, ReplyLseek,
-    ReplyOpen, ReplyWrite, WriteFlags,
+    ReplyOpen, ReplyWrite,
 };
 
 use super::attr::{TTL, open_mode};
@@ -155,12 +155,12 @@ impl Core {
         number: FileHandle,
         offset: u64,
         data: &[u8],
-        flags: WriteFlags,
+        strips_set_id: bool,
         reply: ReplyWrite,
     ) {
         settle(reply, self.file(number), |reply, file| {
             let length = data.len() as u32; // a request is 1 MiB at most
-            let strips = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID)
+            let strips = strips_set_id
                 && file
                     .inode
                     .last_attr()
@@ -199,6 +199,7 @@ impl Core {
                 };
                 let attr = core.store.set_attr(&own, &inode.node, &set)?;
                 inode.remember(&attr);
+                core.attr_outdated(&inode);
                 Ok(())
             },
             |_, reply, ()| ok(reply),

@@ -71,7 +71,8 @@ pub fn serve(
     let (ended, end) = channel();
     let face = Face::new(core.clone(), ended);
     let session = Session::new(face, &config.mountpoint, &session_config(config))?.spawn()?;
-    let forgetter = start_forgetter(core.clone(), session.notifier());
+    let notifier = core.notifier.get_or_init(|| session.notifier()).clone();
+    let forgetter = start_forgetter(core.clone(), notifier);
     ready();
     let _ = end.recv(); // an error: the sender was dropped with the last FUSE thread
     finish(session);
