@@ -193,10 +193,17 @@ impl Images {
         }
     }
 
-    /// The size of an open image: for attributes that cannot be read from the store now.
+    /// The size of an open image that is or was just being written: the store's attributes may have been
+    /// read before the latest write.
     pub fn known_size(&self, id: ImageId) -> Option<u64> {
-        let image = self.open.get(&id)?;
-        (image.handles.load(Ordering::Acquire) > 0).then(|| image.size_bytes())
+        let image = self.open.get(&id)?.clone();
+        let in_use = image.handles.load(Ordering::Acquire) > 0;
+        (in_use && image.is_being_written()).then(|| image.size_bytes())
+    }
+
+    /// True if something of the image is on flash.
+    pub fn is_cached(&self, id: ImageId) -> bool {
+        self.shared.pool.known(id).is_some()
     }
 
     /// Bytes of an image on flash.

@@ -142,6 +142,11 @@ impl Image {
         before.max(end_bytes)
     }
 
+    /// True while an operation is under way or writes are not settled.
+    fn is_being_written(&self) -> bool {
+        !self.lanes.is_idle() || self.entry().is_some_and(|entry| entry.is_unsettled())
+    }
+
     /// There is something to settle.
     fn changed(&self) {
         self.shared.nudge();

@@ -16,7 +16,7 @@ use super::nodes::{Inode, Nodes};
 use crate::config::Config;
 use crate::image::Images;
 use crate::store::executor::Executor;
-use crate::store::{Attr, Error, Kind, Result, StatFs, Store};
+use crate::store::{Attr, Caller, Error, Kind, Result, StatFs, Store};
 
 /// A mount: its tables, and what it works with.
 pub struct Core {
@@ -87,6 +87,25 @@ impl Core {
             _ => None,
         };
         file_attr(inode.nodeid, attr, known_size.unwrap_or(attr.size_bytes))
+    }
+
+    /// Makes a change to an object that is not content (owner, mode, name, links, attributes). It moves
+    /// the ctime, so the cache of an image is told that this was us and its blocks are still good.
+    pub fn keeping_version<T>(
+        &self,
+        who: &Caller,
+        inode: &Inode,
+        change: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        if !self.images.is_cached(inode.id) {
+            return change();
+        }
+        let before = self.store.attr(who, &inode.node);
+        let changed = change()?;
+        if let (Ok(before), Ok(after)) = (before, self.store.attr(who, &inode.node)) {
+            self.images.own_change(&before, &after);
+        }
+        Ok(changed)
     }
 
     /// Runs `work` on the executor, then answers with `ok` or with the error.

@@ -197,7 +197,8 @@ impl Core {
                     mode: Some(stripped(mode)),
                     ..SetAttr::default()
                 };
-                let attr = core.store.set_attr(&own, &inode.node, &set)?;
+                let change = || core.store.set_attr(&own, &inode.node, &set);
+                let attr = core.keeping_version(&own, &inode, change)?;
                 inode.remember(&attr);
                 core.attr_outdated(&inode);
                 Ok(())

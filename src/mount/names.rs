@@ -84,7 +84,9 @@ impl Core {
     ) {
         settle(reply, self.inode(nodeid), |reply, inode| {
             self.make("link", (parent, name), reply, move |core, dir, name| {
-                let attr = core.store.link(&who, &inode.node, &dir.node, name)?;
+                let attr = core.keeping_version(&who, &inode, || {
+                    core.store.link(&who, &inode.node, &dir.node, name)
+                })?;
                 Ok((inode.node.clone(), attr))
             });
         });
@@ -115,7 +117,11 @@ impl Core {
                 reply,
                 move |core| {
                     let victim = core.victim(&who, &dir, &name);
-                    core.store.unlink(&who, &dir.node, &name)?;
+                    let unlink = || core.store.unlink(&who, &dir.node, &name);
+                    match core.nodes.child(dir.nodeid, &name) {
+                        Some(inode) => core.keeping_version(&who, &inode, unlink)?,
+                        None => unlink()?,
+                    }
                     core.nodes.name_removed(dir.nodeid, &name);
                     core.name_lost(&who, victim);
                     Ok(())
@@ -184,8 +190,14 @@ impl Core {
         } else {
             None
         };
-        self.store
-            .rename(who, (&from.0.node, from.1), (&to.0.node, to.1), flags)?;
+        let rename = || {
+            let (from, to) = ((&from.0.node, from.1), (&to.0.node, to.1));
+            self.store.rename(who, from, to, flags)
+        };
+        match self.nodes.child(from.0.nodeid, from.1) {
+            Some(moved) => self.keeping_version(who, &moved, rename)?,
+            None => rename()?,
+        }
         self.nodes
             .renamed((from.0.nodeid, from.1), (to.0.nodeid, to.1), exchange);
         self.name_lost(who, victim);

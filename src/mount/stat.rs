@@ -145,7 +145,7 @@ impl Core {
             self.store.set_attr(&own, node, &strip)?;
         }
         inode.remember_acl(0, None); // a mode change rewrites the ACL's mask
-        self.store.set_attr(who, node, &set)
+        self.keeping_version(who, inode, || self.store.set_attr(who, node, &set))
     }
 
     pub fn stat_fs(self: &Arc<Self>, who: Caller, reply: ReplyStatfs) {

@@ -101,7 +101,9 @@ impl Core {
         reply: ReplyEmpty,
     ) {
         self.change_xattr(who, nodeid, name, reply, move |core, who, inode, name| {
-            core.store.set_xattr(who, &inode.node, name, &value, flags)
+            core.keeping_version(who, inode, || {
+                core.store.set_xattr(who, &inode.node, name, &value, flags)
+            })
         });
     }
 
@@ -113,7 +115,9 @@ impl Core {
         reply: ReplyEmpty,
     ) {
         self.change_xattr(who, nodeid, name, reply, |core, who, inode, name| {
-            core.store.remove_xattr(who, &inode.node, name)
+            core.keeping_version(who, inode, || {
+                core.store.remove_xattr(who, &inode.node, name)
+            })
         });
     }
 
