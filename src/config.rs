@@ -26,9 +26,9 @@ const STORE_DEADLINE_DEFAULT: Duration = Duration::from_secs(600);
 /// Readahead window of one handle unless configured.
 const READAHEAD_DEFAULT: u64 = 8 << 20;
 /// Memory for writes on their way to the store unless configured.
-const WRITE_BUFFER_DEFAULT: u64 = 64 << 20;
+const WRITE_BUFFER_DEFAULT: u64 = 256 << 20;
 /// Less would not hold one request of the largest size per thread.
-const WRITE_BUFFER_MIN: u64 = 4 << 20;
+const WRITE_BUFFER_MIN: u64 = 16 << 20;
 /// Threads inside store calls unless configured: the requests in flight towards a slow store.
 const STORE_THREADS_DEFAULT: usize = 64;
 /// Threads reading from the kernel unless configured; each has a request buffer of its own.
@@ -171,7 +171,10 @@ fn write_buffer(settings: &Settings) -> Result<usize, Error> {
         .map_or(WRITE_BUFFER_DEFAULT, |size| size.0);
     match usize::try_from(bytes) {
         Ok(bytes_usize) if bytes >= WRITE_BUFFER_MIN => Ok(bytes_usize),
-        _ => Err(Error::value("write-buffer", "at least 4M, for example 64M")),
+        _ => Err(Error::value(
+            "write-buffer",
+            "at least 16M, for example 256M",
+        )),
     }
 }
 

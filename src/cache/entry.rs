@@ -230,14 +230,19 @@ impl Entry {
 
     /// Puts whole pages, `bytes` from page `first`, into the cache file and marks them resident. Room
     /// has been made ([`super::Pool::insert`]).
-    pub(super) fn insert(&self, first: u64, bytes: &[u8]) -> io::Result<()> {
-        if self.disowned.load(Ordering::Acquire) {
-            return Err(io::Error::from_raw_os_error(libc::ENODEV));
-        }
+    ///
+    /// `era` is that of the version the bytes belong to. ENODEV when the version is another by now, or
+    /// the image's cache is given up.
+    pub(super) fn insert(&self, era: u64, first: u64, bytes: &[u8]) -> io::Result<()> {
         let pages = first..first + bytes.len() as u64 / PAGE_BYTES;
         let files = self.ensure_files()?;
         let _claim = self.claims.share(blocks_of(&pages));
         let pass = self.gate.enter();
+        // Asked inside the gate: whoever drops the version waits for those inside, and keeps others out.
+        if self.disowned.load(Ordering::Acquire) || self.era() != era || self.version.is_dropping()
+        {
+            return Err(io::Error::from_raw_os_error(libc::ENODEV));
+        }
         self.map.touch(&pages);
         files.data.write(bytes, first * PAGE_BYTES)?;
         let records: Vec<Record> = pages
@@ -311,7 +316,7 @@ impl Entry {
         }
         let begin = ((pages.start - touched.start) * PAGE_BYTES) as usize;
         let len = ((pages.end - pages.start) * PAGE_BYTES) as usize;
-        self.insert(pages.start, &buffer.bytes()[begin..begin + len])
+        self.insert(self.era(), pages.start, &buffer.bytes()[begin..begin + len])
     }
 
     /// Completes a page written only from `from` to `to` with its resident bytes; false when the page
@@ -409,12 +414,10 @@ impl Entry {
         let Some(files) = self.files() else {
             return;
         };
-        let end = pages.end.min(u64::MAX / PAGE_BYTES);
-        let dropped = files.records.zero(pages).and_then(|()| {
-            files
-                .data
-                .punch(pages.start * PAGE_BYTES, (end - pages.start) * PAGE_BYTES)
-        });
+        let dropped = files
+            .records
+            .zero(pages)
+            .and_then(|()| punch_pages(&files.data, pages));
         self.charge(-((cleared * PAGE_BYTES) as i64));
         self.pending.store(true, Ordering::Release);
         if let Err(error) = dropped {
@@ -509,6 +512,16 @@ impl Entry {
     /// The validator its pages belong to.
     pub fn validator(&self) -> Validator {
         self.version.head().validator
+    }
+}
+
+/// Gives the space of pages back, as far as the file reaches.
+fn punch_pages(data: &DirectFile, pages: &Pages) -> io::Result<()> {
+    let begin = pages.start * PAGE_BYTES;
+    let end = pages.end.saturating_mul(PAGE_BYTES).min(data.len()?);
+    match begin < end {
+        true => data.punch(begin, end - begin),
+        false => Ok(()),
     }
 }
 

@@ -159,20 +159,26 @@ impl PageMap {
     /// Clears `pages` and raises the drop counts; returns how many were resident. The caller may
     /// punch afterwards.
     pub fn clear(&self, pages: &Pages) -> u64 {
+        const CHUNK_PAGES: u64 = CHUNK_BLOCKS * PAGES_PER_BLOCK;
+        let chunks: Vec<u64> = {
+            let chunks = self.chunks.read();
+            let end = pages.end.div_ceil(CHUNK_PAGES).min(chunks.len() as u64);
+            let there = |number: &u64| chunks[*number as usize].is_some();
+            (pages.start / CHUNK_PAGES..end).filter(there).collect()
+        };
         let mut cleared = 0;
-        let mut pages = pages.clone();
-        let end_of_map = self.chunks.read().len() as u64 * CHUNK_BLOCKS * PAGES_PER_BLOCK;
-        pages.end = pages.end.min(end_of_map);
-        if pages.is_empty() {
-            return 0;
-        }
-        for (block, mask) in masks(&pages) {
-            let Some((chunk, at)) = self.chunk(block) else {
+        for number in chunks {
+            let Some((chunk, _)) = self.chunk(number * CHUNK_BLOCKS) else {
                 continue;
             };
-            let before = chunk.resident[at].fetch_and(!mask, Ordering::AcqRel);
-            chunk.verified[at].fetch_and(!mask, Ordering::AcqRel);
-            cleared += u64::from((before & mask).count_ones());
+            let base = number * CHUNK_PAGES;
+            let part = pages.start.max(base)..pages.end.min(base + CHUNK_PAGES);
+            for (block, mask) in masks(&part) {
+                let at = (block % CHUNK_BLOCKS) as usize;
+                let before = chunk.resident[at].fetch_and(!mask, Ordering::AcqRel);
+                chunk.verified[at].fetch_and(!mask, Ordering::AcqRel);
+                cleared += u64::from((before & mask).count_ones());
+            }
             chunk.drops.fetch_add(1, Ordering::AcqRel);
         }
         self.resident_pages.fetch_sub(cleared, Ordering::Relaxed);
@@ -224,23 +230,6 @@ impl PageMap {
         if let Some((chunk, at)) = self.chunk(block) {
             chunk.flags[at].fetch_and(!(QUEUED | HEAT_MASK), Ordering::AcqRel);
         }
-    }
-
-    /// The resident pages as runs, in order.
-    pub fn runs(&self) -> Vec<Pages> {
-        let mut runs: Vec<Pages> = Vec::new();
-        let chunks = self.chunks.read().len() as u64;
-        for block in 0..chunks * CHUNK_BLOCKS {
-            let bits = self.resident_in(block);
-            for page in (0..PAGES_PER_BLOCK).filter(|page| bits >> page & 1 == 1) {
-                let page = block * PAGES_PER_BLOCK + page;
-                match runs.last_mut() {
-                    Some(run) if run.end == page => run.end += 1,
-                    _ => runs.push(page..page + 1),
-                }
-            }
-        }
-        runs
     }
 
     fn chunk(&self, block: u64) -> Option<(Arc<Chunk>, usize)> {
@@ -298,7 +287,9 @@ mod tests {
         assert_eq!(map.clear(&(0..16)), 6);
         assert_ne!(map.stamp(&(10..40)), stamp);
         assert_eq!(map.state(&(10..40)), State::Missing);
-        assert_eq!(map.runs(), [16..40]);
+        assert_eq!(map.state(&(16..40)), State::Ready);
+        assert_eq!(map.resident_bytes(), 24 * PAGE_BYTES);
+        assert_eq!(map.clear(&(0..u64::MAX)), 24);
     }
 
     #[test]

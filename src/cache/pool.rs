@@ -133,10 +133,8 @@ impl Pool {
 
     /// Inserts fetched pages, if there is room and the version is still `era`.
     pub fn insert(&self, entry: &Entry, era: u64, first: u64, bytes: &[u8]) {
-        if entry.era() != era {
-            return;
-        }
-        self.with_room(entry, bytes.len() as u64, || entry.insert(first, bytes));
+        let insert = || entry.insert(era, first, bytes);
+        self.with_room(entry, bytes.len() as u64, insert);
     }
 
     /// Follows a write that the store has taken; see [`Entry::overwrite`]. When flash fails the pages
@@ -212,17 +210,30 @@ impl Pool {
         self.by_number.read().get(number)?.upgrade()
     }
 
+    /// Forgets an image that nobody uses and that has nothing on flash.
+    pub fn forget_if_empty(&self, id: ImageId) {
+        let unused = self.entries.remove_if(&id, |_, entry| {
+            Arc::strong_count(entry) == 1 && entry.resident_bytes() == 0
+        });
+        if let Some((_, entry)) = unused {
+            self.erase(&entry);
+        }
+    }
+
     /// Forgets an image: it is gone from the store, or its cache cannot be used.
     pub fn forget(&self, id: ImageId) {
-        let Some((_, entry)) = self.entries.remove(&id) else {
-            return;
-        };
+        if let Some((_, entry)) = self.entries.remove(&id) {
+            self.erase(&entry);
+        }
+    }
+
+    fn erase(&self, entry: &Entry) {
         entry.disowned.store(true, Ordering::Release);
         entry.map.clear(&(0..u64::MAX));
         let had_files = entry.files.write().take().is_some();
         entry.uncharge();
         if let Some(witness) = &entry.device.witness {
-            witness.forget(id);
+            witness.forget(entry.id);
         }
         if had_files && let Err(error) = fs::remove_dir_all(entry.dir()) {
             entry.report(&error);

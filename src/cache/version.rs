@@ -13,7 +13,7 @@
 //! on `turn`.
 
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
@@ -32,6 +32,8 @@ pub const SETTLED_AFTER: Duration = Duration::from_secs(2);
 /// this time after a power cut of ours is taken for our own: docs/SEMANTICS.md.
 const HORIZON: Duration = Duration::from_secs(10);
 const RENEW_BEFORE: Duration = Duration::from_secs(2);
+/// A change of more regions than this (4 GiB) drops the image's cache instead of marking each.
+const REGIONS_MAX: usize = 4096;
 /// After kill -9: how long after its begin a write that was in flight may have changed the image.
 const IN_FLIGHT_SLACK: Duration = Duration::from_millis(250);
 /// The same where the store's clock is another one.
@@ -45,6 +47,8 @@ pub(super) struct Version {
     pub writes_begun: AtomicU64,
     /// Raised when everything was dropped: inserts of what was read before are refused.
     pub era: AtomicU64,
+    /// While everything is being dropped nothing is inserted.
+    dropping: AtomicUsize,
 }
 
 struct Cell {
@@ -86,6 +90,7 @@ impl Version {
             turn: Condvar::new(),
             writes_begun: AtomicU64::new(0),
             era: AtomicU64::new(0),
+            dropping: AtomicUsize::new(0),
         }
     }
 
@@ -95,6 +100,10 @@ impl Version {
 
     pub(super) fn head(&self) -> Head {
         self.cell.lock().head.clone()
+    }
+
+    pub(super) fn is_dropping(&self) -> bool {
+        self.dropping.load(Ordering::Acquire) > 0
     }
 
     pub(super) fn name(&self) -> String {
@@ -176,13 +185,27 @@ impl Entry {
                 self.version.name()
             );
         }
-        self.version.era.fetch_add(1, Ordering::AcqRel);
-        let seq = self.gate.seal();
-        self.map.clear(&(0..u64::MAX));
         let horizon_ns = if is_settled(found) { 0 } else { UNTRUSTED };
-        let renew = |head: &mut Head| {
+        let done = self.void(|head| {
             head.validator = *found;
             head.horizon_ns = horizon_ns;
+        });
+        self.version.cell.lock().recovered = None;
+        self.pending.store(true, Ordering::Release);
+        if let Err(error) = done {
+            self.device.report(&error);
+            self.disown();
+        }
+    }
+
+    /// Makes every page void, by one durable write of the head that `change` takes part in.
+    fn void(&self, change: impl FnOnce(&mut Head)) -> io::Result<()> {
+        self.version.era.fetch_add(1, Ordering::AcqRel);
+        self.version.dropping.fetch_add(1, Ordering::AcqRel);
+        let seq = self.gate.seal();
+        self.map.clear(&(0..u64::MAX));
+        let renew = |head: &mut Head| {
+            change(head);
             head.valid_from = seq + 1;
             head.committed = seq;
             true
@@ -190,23 +213,18 @@ impl Entry {
         let done = match self.files() {
             Some(files) => self.version.update(&files, renew).and_then(|()| {
                 files.records.clear()?;
+                let len_bytes = files.data.len()?;
                 files.data.set_len(0)?;
-                files
-                    .data
-                    .set_len(found.size_bytes.next_multiple_of(super::PAGE_BYTES))
+                files.data.set_len(len_bytes)
             }),
             None => {
                 renew(&mut self.version.cell.lock().head);
                 Ok(())
             }
         };
-        self.version.cell.lock().recovered = None;
         self.recount();
-        self.pending.store(true, Ordering::Release);
-        if let Err(error) = done {
-            self.device.report(&error);
-            self.disown();
-        }
+        self.version.dropping.fetch_sub(1, Ordering::AcqRel);
+        done
     }
 
     /// Something that is not content (owner, mode, name, link count) was changed through us: the
@@ -231,7 +249,12 @@ impl Entry {
             return Err(io::Error::from_raw_os_error(libc::ENODEV));
         }
         let files = self.ensure_files()?;
-        let regions = regions_of(offset_bytes, len_bytes);
+        let mut regions = regions_of(offset_bytes, len_bytes);
+        if regions.len() > REGIONS_MAX {
+            let horizon_ns = now_ns() + HORIZON.as_nanos() as i64;
+            self.void(|head| head.horizon_ns = head.horizon_ns.max(horizon_ns))?;
+            regions = 0..0;
+        }
         let account = files.account.get_or_init(|| self.open_account());
         let slot = account
             .as_ref()

@@ -67,7 +67,7 @@ last component of MOUNTPOINT; flags win over it; unknown keys are refused:
     cache = [\"/flash0/cache@200G\"]
     store-deadline = \"10min\"     # then a store operation fails with EIO
     readahead = \"8M\"             # at most, per open file
-    write-buffer = \"64M\"         # memory for writes on their way to the store
+    write-buffer = \"256M\"        # memory for writes on their way to the store
     store-threads = 64           # operations in flight towards the store
     fuse-threads = 4             # threads that read requests from the kernel
     store-user = \"qemu:kvm\"      # act on the store as this user, not as the caller

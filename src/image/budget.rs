@@ -1,15 +1,15 @@
 //! Memory for writes on their way to the store (rule 13).
 //!
-//! A write that finds the budget used up waits on its FUSE thread, which slows the writers down; but
-//! some FUSE threads never wait, so that resident reads go on. Past a hard limit writes fail.
+//! A write that finds a quarter of the budget used up waits on its FUSE thread, which slows the writers
+//! down; but some FUSE threads never wait, so that resident reads go on. Past the budget writes fail.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-/// Past this many times the budget a write fails.
-const HARD_LIMIT_FACTOR: usize = 4;
+/// Writers wait from this part of the budget on.
+const WAIT_SHARE: usize = 4;
 /// FUSE threads that never wait here.
 const THREADS_SPARED: usize = 2;
 
@@ -46,14 +46,14 @@ impl Budget {
         })
     }
 
-    /// Memory for a write of `bytes`; waits for it where that stops nobody else. `None` past the hard
-    /// limit or the deadline.
+    /// Memory for a write of `bytes`; waits for it where that stops nobody else. `None` past the
+    /// budget or the deadline.
     pub fn take(self: &Arc<Self>, bytes: usize) -> Option<Permit> {
         let deadline = Instant::now() + self.deadline;
         let mut state = self.state.lock();
-        while state.used_bytes > 0 && state.used_bytes + bytes > self.limit_bytes {
+        while state.used_bytes > 0 && state.used_bytes + bytes > self.limit_bytes / WAIT_SHARE {
             if state.waiters >= self.waiters_max {
-                if state.used_bytes + bytes > self.limit_bytes * HARD_LIMIT_FACTOR {
+                if state.used_bytes + bytes > self.limit_bytes {
                     return None;
                 }
                 break;
@@ -85,8 +85,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn writers_wait_but_the_spared_threads_go_on_to_the_hard_limit() {
-        let budget = Budget::new(100, 3, Duration::from_millis(50));
+    fn writers_wait_but_the_spared_threads_go_on_to_the_limit() {
+        let budget = Budget::new(400, 3, Duration::from_millis(50));
         let first = budget.take(100).expect("it fits");
         std::thread::scope(|scope| {
             let waiting = scope.spawn(|| budget.take(50).is_some());
@@ -96,7 +96,7 @@ mod tests {
             let spared = budget
                 .take(300)
                 .expect("a spared thread goes over the budget");
-            assert!(budget.take(1).is_none(), "not past the hard limit");
+            assert!(budget.take(1).is_none(), "not past the limit");
             drop(spared);
             drop(first);
             assert!(waiting.join().expect("it ends"));

@@ -171,13 +171,16 @@ impl Handle {
         // In a lane of its own against everything past the smaller of old and new end.
         let first = size_bytes.min(self.image.size_bytes()) / crate::cache::PAGE_BYTES;
         self.submit_change("truncate", first..u64::MAX, done, move |this| {
+            // Growing changes no page: past the end they are zeros already.
             let from = size_bytes.min(this.image.size_bytes());
-            let span = this.image.size_bytes().max(size_bytes) - from;
+            let span = this.image.size_bytes().saturating_sub(size_bytes);
             this.change(from, span, |image, entry| {
                 this.file.set_len(size_bytes)?;
                 image.set_size(size_bytes);
                 if let Some(entry) = entry {
-                    entry.drop_pages(&(from / crate::cache::PAGE_BYTES..u64::MAX));
+                    if span > 0 {
+                        entry.drop_pages(&(from / crate::cache::PAGE_BYTES..u64::MAX));
+                    }
                     entry.resize(size_bytes);
                 }
                 Ok(())

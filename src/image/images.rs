@@ -193,12 +193,18 @@ impl Images {
         }
     }
 
-    /// The size of an open image that is or was just being written: the store's attributes may have been
-    /// read before the latest write.
-    pub fn known_size(&self, id: ImageId) -> Option<u64> {
-        let image = self.open.get(&id)?.clone();
-        let in_use = image.handles.load(Ordering::Acquire) > 0;
-        (in_use && image.is_being_written()).then(|| image.size_bytes())
+    /// The size of an image whose attributes the store has just told as `size_bytes`. They may be older
+    /// than the latest write of ours; otherwise an open image takes growth over (shrinking is seen at the
+    /// next open).
+    pub fn true_size(&self, id: ImageId, size_bytes: u64) -> u64 {
+        let image = self.open.get(&id).map(|image| image.clone());
+        let Some(image) = image.filter(|image| image.handles.load(Ordering::Acquire) > 0) else {
+            return size_bytes;
+        };
+        if !image.is_being_written() {
+            image.grow_to(size_bytes);
+        }
+        image.size_bytes()
     }
 
     /// True if something of the image is on flash.

@@ -71,10 +71,11 @@ impl Images {
             return;
         }
         *image.file.lock() = None;
-        if let Some(entry) = image.entry()
-            && (image.removed.load(Ordering::Acquire) || entry.resident_bytes() == 0)
-        {
+        *image.entry.write() = None;
+        if image.removed.load(Ordering::Acquire) {
             self.shared.pool.forget(image.id);
+        } else {
+            self.shared.pool.forget_if_empty(image.id);
         }
     }
 

@@ -48,6 +48,16 @@ impl DirectFile {
         self.file.set_len(len_bytes)
     }
 
+    /// Length in bytes.
+    pub fn len(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+
+    /// True for a file without bytes.
+    pub fn is_empty(&self) -> io::Result<bool> {
+        Ok(self.len()? == 0)
+    }
+
     /// Gives the space of a range back; it reads as zeros afterwards.
     pub fn punch(&self, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
         punch(&self.file, offset_bytes, len_bytes)

@@ -82,11 +82,11 @@ impl Core {
     /// Attributes for the kernel. Of an image in use, the image knows the size better than the
     /// store, which may not have every write yet.
     pub fn file_attr(&self, inode: &Inode, attr: &Attr) -> FileAttr {
-        let known_size = match inode.kind {
-            Kind::File => self.images.known_size(inode.id),
-            _ => None,
+        let size_bytes = match inode.kind {
+            Kind::File => self.images.true_size(inode.id, attr.size_bytes),
+            _ => attr.size_bytes,
         };
-        file_attr(inode.nodeid, attr, known_size.unwrap_or(attr.size_bytes))
+        file_attr(inode.nodeid, attr, size_bytes)
     }
 
     /// Makes a change to an object that is not content (owner, mode, name, links, attributes). It moves
