@@ -13,7 +13,7 @@ use world::files::{MIB, PAGE, age, assert_same, fallocate, open, open_read, read
 use world::rng::Rng;
 
 /// The model's file is this long at most.
-const SIZE_MAX: u64 = 12 * MIB;
+const SIZE_MAX: u64 = 26 * MIB;
 /// The longest single read or write.
 const LEN_MAX: u64 = 300 << 10;
 /// Descriptors open at once; every other one is O_DIRECT.
@@ -28,8 +28,8 @@ struct Model {
 }
 
 impl Model {
-    fn new(world: World, mut rng: Rng) -> Model {
-        let bytes = rng.bytes((3 * MIB + 1234) as usize);
+    fn new(world: World, mut rng: Rng, len: u64) -> Model {
+        let bytes = rng.bytes(len as usize);
         std::fs::write(world.store("disk"), &bytes).expect("the image in the store");
         let mut model = Model {
             world,
@@ -64,7 +64,7 @@ impl Model {
             if step % 250 == 249 {
                 self.restart(step / 250);
             }
-            if step % 100 == 99 {
+            if step % 200 == 199 {
                 self.compare();
             }
         }
@@ -123,8 +123,8 @@ impl Model {
 
     fn truncate(&mut self) {
         let size = match self.rng.below(3) {
-            0 => self.rng.below(SIZE_MAX - LEN_MAX),
-            1 => (self.bytes.len() as u64).saturating_sub(self.rng.below(MIB)),
+            0 if self.rng.one_in(8) => self.rng.below(SIZE_MAX),
+            0 | 1 => (self.bytes.len() as u64).saturating_sub(self.rng.below(MIB)),
             _ => (self.bytes.len() as u64 + self.rng.below(MIB)).min(SIZE_MAX),
         };
         self.pick().0.set_len(size).expect("ftruncate");
@@ -171,27 +171,33 @@ impl Model {
     }
 }
 
-fn model(limit: &str, flags: &[&str], seed: u64, steps: usize) {
+fn model(limit: &str, len: u64, flags: &[&str], seed: u64, steps: usize) {
     let Some(mut world) = World::new() else {
         return;
     };
     world.limit(limit).flags(flags);
-    Model::new(world, Rng::announced(seed)).run(steps);
+    Model::new(world, Rng::announced(seed), len).run(steps);
 }
 
 #[test]
 fn an_image_holds_what_was_written_with_a_roomy_cache() {
-    model("1G", &[], 1, 2000);
+    model("1G", 3 * MIB + 1234, &[], 1, 2000);
 }
 
 #[test]
 fn an_image_holds_what_was_written_with_a_tiny_cache() {
-    model("2M", &[], 2, 2000);
+    model("16M", 26 * MIB, &[], 2, 2000);
 }
 
 #[test]
 fn an_image_holds_what_was_written_over_a_slow_store() {
-    model("4M", &["--simulate-latency", "1ms"], 3, 500);
+    model(
+        "16M",
+        3 * MIB + 1234,
+        &["--simulate-latency", "1ms"],
+        3,
+        500,
+    );
 }
 
 /// Two handles write the two halves of one page at the same time: both halves must survive, in the
@@ -278,8 +284,8 @@ fn concurrent_writers_of_one_block_keep_their_own_bytes() {
     let Some(mut world) = World::new() else {
         return;
     };
-    world::files::make_image(&world.store("disk"), 9, 8 * MIB);
-    world.limit("2M").start();
+    world::files::make_image(&world.store("disk"), 9, 32 * MIB);
+    world.limit("16M").start();
     let path = world.mnt("disk");
     let seed = Rng::announced(5).next();
     std::thread::scope(|scope| {
@@ -298,7 +304,7 @@ fn write_and_check(path: &std::path::Path, writer: u64, writers: u64, seed: u64)
     let file = open(path, writer < writers / 2);
     let mut rng = Rng::new(seed ^ writer);
     for _ in 0..400 {
-        let sector = rng.below(8 * MIB / 512 / writers) * writers + writer;
+        let sector = rng.below(32 * MIB / 512 / writers) * writers + writer;
         let data = rng.bytes(512);
         write_at(&file, sector * 512, &data).expect("write");
         let got = read_at(&file, sector * 512, 512).expect("read");

@@ -76,7 +76,7 @@ stop() {
 
 fsx_config() {
     cat <<END
-flen = 6291456
+flen = 41943040
 [opsize]
 max = 131072
 [weights]
@@ -98,7 +98,7 @@ END
 }
 
 fsx_once() { # name of the way, seed
-    start 3M
+    start 16M
     file=$work/mnt/fsx.$1.$2
     preload=
     [ "$1" = buffered ] || preload=$work/o_direct.so
@@ -145,7 +145,7 @@ END
 run_pjdfstest() {
     missing pjdfstest "cargo install --locked pjdfstest" && return
     pjdfstest_config >"$work/pjdfstest.toml"
-    start 8M
+    start 16M
     mkdir -m 755 "$work/mnt/pjd" "$work/second"
     (umask 0 && pjdfstest -c "$work/pjdfstest.toml" -p "$work/mnt/pjd" -s "$work/second") \
         >"$work/pjdfstest.log" 2>&1
@@ -170,7 +170,7 @@ run_fio() {
             echo "skipped: fio has no io_uring here"
             continue
         fi
-        start 12M
+        start 16M
         fio_once $engine || { tail -n 30 "$work/fio.log" >&2; fail "fio --verify, $engine"; }
         cmp "$work/mnt/fio" "$work/store/fio" || fail "fio, $engine: mount and store differ"
         stop

@@ -328,7 +328,9 @@ impl Entry {
             log::warn!("image {}: witness: {error}", self.version.name());
         }
         let horizon_ns = self.version.cell.lock().head.horizon_ns;
-        let wait_ns = (horizon_ns - now_ns()).clamp(0, 2 * HORIZON.as_nanos() as i64);
+        let wait_ns = horizon_ns
+            .saturating_sub(now_ns())
+            .clamp(0, 2 * HORIZON.as_nanos() as i64);
         if wait_ns > 0 {
             std::thread::sleep(Duration::from_nanos(wait_ns as u64) + Duration::from_millis(10));
         }

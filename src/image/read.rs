@@ -125,7 +125,7 @@ impl Handle {
         pages: Pages,
         parked: Parked<ReadBytes>,
     ) {
-        let mut plan = self.image.plan(&pages);
+        let mut plan = self.image.plan(&pages, usize::MAX);
         let resident = std::mem::take(&mut plan.resident);
         let miss = Miss::new(self.clone(), offset_bytes, len_bytes, resident, parked);
         if plan.direct {
@@ -187,13 +187,13 @@ impl Handle {
         if pages.is_empty() || self.image.entry().is_none() {
             return; // without a cache there is nowhere to put it
         }
-        for fetch in self.image.plan(&pages).begin {
-            let ahead = self.image.ahead_fetches();
-            if ahead.fetch_add(1, Ordering::AcqRel) >= AHEAD_FETCHES_MAX {
-                ahead.fetch_sub(1, Ordering::AcqRel);
-                drop(Registered::new(self.image.clone(), fetch));
-                continue;
-            }
+        // Slots first: a fetch that is in the table must come, others may wait for it.
+        let ahead = self.image.ahead_fetches();
+        let taken = ahead.fetch_add(AHEAD_FETCHES_MAX, Ordering::AcqRel);
+        let slots = AHEAD_FETCHES_MAX.saturating_sub(taken);
+        let begin = self.image.plan(&pages, slots).begin;
+        ahead.fetch_sub(AHEAD_FETCHES_MAX - begin.len(), Ordering::AcqRel);
+        for fetch in begin {
             let image = self.image.clone();
             self.start(fetch, "readahead", move || {
                 image.ahead_fetches().fetch_sub(1, Ordering::AcqRel);
@@ -203,8 +203,9 @@ impl Handle {
 }
 
 impl Image {
-    /// Works out how to get `pages`, and registers the fetches that have to be begun.
-    fn plan(&self, pages: &Pages) -> Plan {
+    /// Works out how to get `pages`, and registers the fetches that have to be begun, the first
+    /// `begin_max` of them.
+    fn plan(&self, pages: &Pages, begin_max: usize) -> Plan {
         let entry = self.entry();
         let state = |pages: &Pages| {
             entry
@@ -229,6 +230,7 @@ impl Image {
             }
             plan.begin = runs
                 .into_iter()
+                .take(begin_max)
                 .map(|run| lanes_register(lanes, run))
                 .collect();
             plan

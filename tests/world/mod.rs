@@ -302,11 +302,15 @@ impl Drop for World {
     }
 }
 
-/// The flashside binary under test, or the one `FLASHSIDE` names; not told the caller's RUST_LOG.
+/// The flashside binary under test, or the one `FLASHSIDE` names. It logs as by default, whatever
+/// RUST_LOG the tests have, unless `FLASHSIDE_TEST_LOG` says otherwise.
 pub fn flashside() -> Command {
     let program = std::env::var_os("FLASHSIDE");
     let mut command = Command::new(program.unwrap_or(env!("CARGO_BIN_EXE_flashside").into()));
     command.env_remove("RUST_LOG");
+    if let Some(level) = std::env::var_os("FLASHSIDE_TEST_LOG") {
+        command.env("RUST_LOG", level);
+    }
     command
 }
 
