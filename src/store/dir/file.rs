@@ -122,12 +122,11 @@ impl StoreFile for DirFile {
     }
 
     fn sync(&self, data_only: bool) -> Result<()> {
-        self.node.sync_begins();
-        let result = self.run(|fd| uninterrupted(|| calls::sync(fd, data_only)));
-        if result.is_err() {
-            self.node.note_write();
-        }
-        result.and_then(|()| self.tell_losses())
+        let covered = self.node.writes();
+        self.run(|fd| uninterrupted(|| calls::sync(fd, data_only)))?;
+        self.tell_losses()?;
+        self.node.synced(covered);
+        Ok(())
     }
 
     fn set_len(&self, size_bytes: u64) -> Result<()> {

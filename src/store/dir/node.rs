@@ -8,7 +8,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
@@ -27,8 +27,9 @@ pub struct DirNode {
     /// None for the root.
     place: Mutex<Option<Place>>,
     is_root: bool,
-    /// Written to since the last fsync.
-    unsynced: AtomicBool,
+    /// Writes begun, and how many of them an fsync has covered.
+    writes: AtomicU64,
+    synced: AtomicU64,
     /// How often the object went away while unsynced: that data may be gone.
     losses: AtomicU64,
     closer: Closer,
@@ -51,7 +52,8 @@ impl DirNode {
             fd: Mutex::new(Arc::new(fd)),
             place: Mutex::new(None),
             is_root: true,
-            unsynced: AtomicBool::new(false),
+            writes: AtomicU64::new(0),
+            synced: AtomicU64::new(0),
             losses: AtomicU64::new(0),
             closer,
             index,
@@ -75,7 +77,8 @@ impl DirNode {
                 name: name.to_owned(),
             })),
             is_root: false,
-            unsynced: AtomicBool::new(false),
+            writes: AtomicU64::new(0),
+            synced: AtomicU64::new(0),
             losses: AtomicU64::new(0),
             closer: parent.closer.clone(),
             index: parent.index.clone(),
@@ -130,7 +133,8 @@ impl DirNode {
 
     /// The object came back as `fd`. What was written and not yet made durable may be lost.
     pub fn came_back_as(&self, fd: OwnedFd) {
-        if self.unsynced.swap(false, Ordering::AcqRel) {
+        let writes = self.writes.load(Ordering::Acquire);
+        if self.synced.fetch_max(writes, Ordering::AcqRel) < writes {
             self.losses.fetch_add(1, Ordering::AcqRel);
         }
         let before = std::mem::replace(&mut *self.fd.lock(), Arc::new(fd));
@@ -139,14 +143,17 @@ impl DirNode {
 
     /// Something of this object is being written.
     pub fn note_write(&self) {
-        if !self.unsynced.load(Ordering::Relaxed) {
-            self.unsynced.store(true, Ordering::Release);
-        }
+        self.writes.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// An fsync begins: what is written from here on is not covered by it.
-    pub fn sync_begins(&self) {
-        self.unsynced.store(false, Ordering::Release);
+    /// How many writes an fsync that begins now covers.
+    pub fn writes(&self) -> u64 {
+        self.writes.load(Ordering::Acquire)
+    }
+
+    /// An fsync that covers so many writes is done.
+    pub fn synced(&self, writes: u64) {
+        self.synced.fetch_max(writes, Ordering::AcqRel);
     }
 
     /// How often unsynced data may have been lost.
