@@ -41,6 +41,8 @@ struct FetchState {
     waiters: Vec<Arc<Miss>>,
     /// The bytes, once read.
     bytes: Option<Arc<Buffer>>,
+    /// Over: nobody is answered any more. A reader may have found the fetch just before.
+    ended: bool,
 }
 
 impl Fetch {
@@ -52,6 +54,7 @@ impl Fetch {
                 poisoned,
                 waiters: Vec::new(),
                 bytes: None,
+                ended: false,
             }),
         }
     }
@@ -67,7 +70,7 @@ impl Fetch {
     pub fn join(&self, pages: &Pages, miss: &Arc<Miss>) -> bool {
         let mut state = self.state.lock();
         let covered = self.pages.start <= pages.start && pages.end <= self.pages.end;
-        if !covered || state.poisoned.iter().any(|bad| overlap(bad, pages)) {
+        if !covered || state.ended || state.poisoned.iter().any(|bad| overlap(bad, pages)) {
             return false;
         }
         match state.bytes.clone() {
@@ -83,6 +86,14 @@ impl Fetch {
     /// Makes `miss`, for which the fetch was begun, its first waiter.
     pub fn wait(&self, miss: &Arc<Miss>) {
         self.state.lock().waiters.push(miss.clone());
+    }
+
+    /// Lets go of the bytes; nobody can join any more. Those who still wait.
+    fn end(&self) -> Vec<Arc<Miss>> {
+        let mut state = self.state.lock();
+        state.ended = true;
+        state.bytes = None;
+        std::mem::take(&mut state.waiters)
     }
 
     /// The pages of the fetch that no write has touched since it began.
@@ -145,7 +156,7 @@ impl Registered {
             self.fill(era, &buffer);
         }
         self.unregister();
-        self.fetch.state.lock().bytes = None;
+        self.fetch.end();
         if let Ok(buffer) = Arc::try_unwrap(buffer) {
             self.image.buffers().give(buffer);
         }
@@ -188,8 +199,7 @@ impl Registered {
 impl Drop for Registered {
     fn drop(&mut self) {
         self.unregister();
-        let waiters = std::mem::take(&mut self.fetch.state.lock().waiters);
-        for miss in waiters {
+        for miss in self.fetch.end() {
             miss.fail(Error::from_errno(libc::EIO));
         }
     }
