@@ -6,8 +6,8 @@
 //! made again as cuts would have left it, the store as it was at the moment of each, and every byte
 //! is compared. A daemon without durable in-doubt marks must fail this: the test's own test.
 //!
-//! `POWERCUT_IMAGES` (24), `POWERCUT_SECONDS` (5) a recording, `POWERCUT_SEED`, `POWERCUT_FS` (ext4
-//! or xfs) change the run.
+//! `POWERCUT_IMAGES` (24), `POWERCUT_SECONDS` (10) a recording, `POWERCUT_SEED`, `POWERCUT_FS` (ext4
+//! or xfs) change the run, `POWERCUT_VERBOSE` tells of every image.
 
 mod check;
 mod device_log;
@@ -161,7 +161,7 @@ impl Rig {
 
     /// Runs the load over a recording device: two spells of it, a kill between them, a clean end.
     fn record(&self, flags: &[&str]) -> Result<Tape, String> {
-        let half = Duration::from_millis(setting("POWERCUT_SECONDS", 5) * 500);
+        let half = Duration::from_millis(setting("POWERCUT_SECONDS", 10) * 500);
         let recorder = Recorder::new(kind(), &self.scratch.dir("recorder"), &self.flash)?;
         std::fs::create_dir(&self.launch.cache).map_err(|e| e.to_string())?;
         let history = self.store.record(recorder.log(), self.seed)?;
@@ -213,6 +213,10 @@ impl Rig {
             let content = tape.store.at(tape.device.position(cut), &mut rng);
             let verdict = bench.check(content, rng.chance(30));
             let verdict = verdict.map_err(|e| format!("cut at {cut}, {loss:?}: {e}"))?;
+            if std::env::var_os("POWERCUT_VERBOSE").is_some() {
+                let (kept, fetched) = (verdict.kept_bytes >> 10, verdict.fetched_bytes >> 10);
+                println!("cut at {cut}, {open} open, {loss:?}: kept {kept}K, fetched {fetched}K");
+            }
             tally.count(&verdict, begin.elapsed());
             if !verdict.good() {
                 let (stale, torn) = (verdict.stale, verdict.torn);

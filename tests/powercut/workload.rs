@@ -1,6 +1,6 @@
-//! What a guest does to its disk while the recorder runs: small and large writes, many into the
-//! same blocks, fsyncs, punches, truncates, and readers that cause fills; with quiet spells, in
-//! which the daemon does what it does lazily.
+//! What guests do to a disk while the recorder runs: small and large writes, many into the same
+//! blocks, fsyncs, punches, truncates, and readers that cause fills. They come in sessions: the image
+//! is opened, worked on and closed, and in the pause the daemon does what it does lazily.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -18,11 +18,13 @@ pub const IMAGE_BYTES: u64 = 24 << 20;
 const TAIL_BYTES: u64 = 1 << 20;
 /// Part of the image that most writes go to.
 const HOT_BYTES: u64 = 3 << 20;
+/// Most others go here, somewhere else in each session.
+const NEAR_BYTES: u64 = 1 << 20;
 const WRITE_MAX_BYTES: u64 = 256 << 10;
 const WRITERS: u64 = 3;
-/// A busy spell and the quiet one after it.
-const BUSY: Duration = Duration::from_millis(900);
-const QUIET: Duration = Duration::from_millis(600);
+/// Length of a session and of the pause after it, in milliseconds: at least, and more at most.
+const SESSION_MS: (u64, u64) = (400, 1600);
+const PAUSE_MS: (u64, u64) = (200, 2300);
 
 /// The image's content before the first write.
 pub fn first_content() -> Vec<u8> {
@@ -31,8 +33,23 @@ pub fn first_content() -> Vec<u8> {
     bytes
 }
 
-/// Works on the image for `length`; the first error ends it.
+/// Works on the image for about `length`; the first error ends it.
 pub fn run(image: &Path, length: Duration, seed: u64, versions: &AtomicU64) -> Result<(), String> {
+    let mut rng = Rng::new(seed);
+    let begin = Instant::now();
+    while begin.elapsed() < length {
+        session(image, time(&mut rng, SESSION_MS), rng.next() >> 8, versions)?;
+        std::thread::sleep(time(&mut rng, PAUSE_MS));
+    }
+    session(image, time(&mut rng, SESSION_MS), rng.next() >> 8, versions)
+}
+
+fn time(rng: &mut Rng, (least, more): (u64, u64)) -> Duration {
+    Duration::from_millis(least + rng.below(more + 1))
+}
+
+/// One session: writers and a reader at once, each with an open of its own.
+fn session(image: &Path, length: Duration, seed: u64, versions: &AtomicU64) -> Result<(), String> {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let mut workers = Vec::new();
@@ -68,6 +85,7 @@ struct Worker<'a> {
     rng: Rng,
     /// This one also cuts the image off and grows it.
     truncates: bool,
+    near_bytes: u64,
     versions: &'a AtomicU64,
     buf: Aligned,
 }
@@ -88,23 +106,19 @@ impl<'a> Worker<'a> {
             .open(image);
         let file = file.map_err(|e| format!("open to write: {e}"))?;
         let buf = Aligned::new(WRITE_MAX_BYTES as usize);
+        let near_bytes = rng.below((IMAGE_BYTES - NEAR_BYTES) / SECTOR as u64) * SECTOR as u64;
         Ok(Worker {
             file,
             rng,
             truncates,
+            near_bytes,
             versions,
             buf,
         })
     }
 
     fn work(mut self, stop: &AtomicBool) -> Result<(), String> {
-        let begin = Instant::now();
         while !stop.load(Ordering::Relaxed) {
-            let place = begin.elapsed().as_micros() % (BUSY + QUIET).as_micros();
-            if place > BUSY.as_micros() {
-                std::thread::sleep(Duration::from_millis(5));
-                continue;
-            }
             self.step().map_err(|e| format!("under the mount: {e}"))?;
             let pause = self.rng.below(4000);
             std::thread::sleep(Duration::from_micros(pause));
@@ -156,11 +170,13 @@ impl<'a> Worker<'a> {
         self.file.set_len(IMAGE_BYTES)
     }
 
-    /// A first sector for `sectors` of them: mostly in the hot part.
+    /// A first sector for `sectors` of them: mostly in the hot part, else near this worker's place.
     fn place(&mut self, sectors: u64) -> u64 {
-        let hot = self.rng.chance(80);
-        let range = if hot { HOT_BYTES } else { IMAGE_BYTES };
-        self.rng.below(range / SECTOR as u64 - sectors)
+        let (start, len) = match self.rng.chance(75) {
+            true => (0, HOT_BYTES),
+            false => (self.near_bytes, NEAR_BYTES),
+        };
+        start / SECTOR as u64 + self.rng.below(len / SECTOR as u64 - sectors)
     }
 }
 
