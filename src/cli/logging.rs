@@ -15,7 +15,9 @@ const IDENT: &std::ffi::CStr = c"flashside";
 
 /// Logs to stderr, at `level` where RUST_LOG says nothing else.
 pub fn start(level: LevelFilter) {
-    let result = Builder::from_env(Env::default().default_filter_or(level.as_str()))
+    // The FUSE library announces what we announce ourselves.
+    let filter = format!("{level},fuser=warn");
+    let result = Builder::from_env(Env::default().default_filter_or(filter))
         .format(write_line)
         .target(Target::Pipe(Box::new(Output)))
         .try_init();

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Counters since the image was opened first in this mount.
+/// Counters since the mount; kept over closes while something of the image is cached.
 #[derive(Default)]
 pub struct Counters {
     pub reads: AtomicU64,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use dashmap::DashMap;
 use parking_lot::{Condvar, Mutex};
 
-use crate::cache::{Pool, Validated};
+use crate::cache::{Entry, Pool, Validated};
 use crate::config::Config;
 use crate::io::BufferPool;
 use crate::store::executor::{Executor, Limits};
@@ -15,6 +15,7 @@ use crate::store::{Attr, ImageId, StoreFile};
 
 use super::Image;
 use super::budget::Budget;
+use super::counters::Counters;
 use super::fetch::FETCH_BLOCKS_MAX;
 use super::handle::Handle;
 use super::status::ImageStatus;
@@ -36,6 +37,8 @@ pub(super) struct Shared {
     pub store_is_local: bool,
     pub readahead_max_bytes: u64,
     pub ahead_fetches: AtomicUsize,
+    /// Of images that are open or cached.
+    counters: DashMap<ImageId, Arc<Counters>>,
     work: Mutex<bool>,
     work_came: Condvar,
     awake: Arc<AtomicBool>,
@@ -50,6 +53,18 @@ pub struct Images {
 }
 
 impl Shared {
+    /// What is counted for an image.
+    pub(super) fn counters_of(&self, id: ImageId) -> Arc<Counters> {
+        self.counters.entry(id).or_default().clone()
+    }
+
+    /// Forgets the counters of an image that is not cached any more.
+    pub(super) fn prune_counters(&self, id: ImageId) {
+        if self.pool.known(id).is_none() {
+            self.counters.remove(&id);
+        }
+    }
+
     /// Wakes the settling thread if it sleeps.
     pub(super) fn nudge(&self) {
         if !self.awake.swap(true, Ordering::AcqRel) {
@@ -89,6 +104,7 @@ impl Images {
             store_is_local,
             readahead_max_bytes: config.readahead_max_bytes,
             ahead_fetches: AtomicUsize::new(0),
+            counters: DashMap::new(),
             work: Mutex::new(false),
             work_came: Condvar::new(),
             awake: awake.clone(),
@@ -226,15 +242,15 @@ impl Images {
         let mut all: Vec<ImageStatus> = open.iter().map(|image| image.status()).collect();
         for entry in self.shared.pool.all() {
             if !self.open.contains_key(&entry.id) {
-                all.push(ImageStatus {
+                let counters = self.shared.counters_of(entry.id);
+                let image = ImageStatus {
                     name: entry.name(),
                     id: entry.id.to_string(),
                     size_bytes: entry.validator().size_bytes,
-                    resident_bytes: entry.resident_bytes(),
                     plane: "closed".to_owned(),
-                    checksum_mismatches: entry.checksum_mismatches(),
                     ..ImageStatus::default()
-                });
+                };
+                all.push(counted(image, &counters, Some(&entry)));
             }
         }
         all.sort_by(|a, b| a.name.cmp(&b.name).then_with(|| a.id.cmp(&b.id)));
@@ -244,28 +260,33 @@ impl Images {
 
 impl Image {
     fn status(&self) -> ImageStatus {
-        let entry = self.entry();
-        let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
-        let counters = &self.counters;
-        ImageStatus {
+        let image = ImageStatus {
             name: self.name(),
             id: self.id.to_string(),
             size_bytes: self.size_bytes(),
-            resident_bytes: entry.as_ref().map_or(0, |entry| entry.resident_bytes()),
-            dirty_bytes: 0,
-            pinned_bytes: 0,
             plane: "daemon".to_owned(),
             handles: self.handles.load(Ordering::Relaxed) as u64,
-            reads: count(&counters.reads),
-            read_hits: count(&counters.read_hits),
-            read_bytes: count(&counters.read_bytes),
-            writes: count(&counters.writes),
-            write_bytes: count(&counters.write_bytes),
-            store_read_bytes: count(&counters.store_read_bytes),
-            store_read_requests: count(&counters.store_read_requests),
-            store_write_bytes: count(&counters.store_write_bytes),
-            store_write_requests: count(&counters.store_write_requests),
-            checksum_mismatches: entry.map_or(0, |entry| entry.checksum_mismatches()),
-        }
+            ..ImageStatus::default()
+        };
+        counted(image, &self.counters, self.entry().as_deref())
+    }
+}
+
+/// `image` with what is counted of it.
+fn counted(image: ImageStatus, counters: &Counters, entry: Option<&Entry>) -> ImageStatus {
+    let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+    ImageStatus {
+        resident_bytes: entry.map_or(0, Entry::resident_bytes),
+        checksum_mismatches: entry.map_or(0, Entry::checksum_mismatches),
+        reads: count(&counters.reads),
+        read_hits: count(&counters.read_hits),
+        read_bytes: count(&counters.read_bytes),
+        writes: count(&counters.writes),
+        write_bytes: count(&counters.write_bytes),
+        store_read_bytes: count(&counters.store_read_bytes),
+        store_read_requests: count(&counters.store_read_requests),
+        store_write_bytes: count(&counters.store_write_bytes),
+        store_write_requests: count(&counters.store_write_requests),
+        ..image
     }
 }

@@ -50,7 +50,7 @@ pub(crate) struct Image {
     shared: Arc<Shared>,
     entry: RwLock<Option<Arc<Entry>>>,
     lanes: Arc<Lanes>,
-    counters: Counters,
+    counters: Arc<Counters>,
     size_bytes: AtomicU64,
     handles: AtomicUsize,
     /// A file to settle with: the latest opened one that can write, or any.
@@ -68,10 +68,10 @@ impl Image {
         Image {
             id,
             name: Mutex::new(name.to_owned()),
-            shared,
             entry: RwLock::new(None),
             lanes: Arc::default(),
-            counters: Counters::default(),
+            counters: shared.counters_of(id),
+            shared,
             size_bytes: AtomicU64::new(0),
             handles: AtomicUsize::new(0),
             file: Mutex::new(None),

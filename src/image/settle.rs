@@ -77,6 +77,7 @@ impl Images {
         } else {
             self.shared.pool.forget_if_empty(image.id);
         }
+        self.shared.prune_counters(image.id);
     }
 
     /// Settles everything, for a clean stop; waits at most `deadline`, then the rest is left for the next
