@@ -7,7 +7,7 @@
 GUEST_PACKAGES=(debootstrap e2fsprogs)
 GUEST_QEMU_PACKAGES=(qemu-system-x86)
 GUEST_BOOT_S_MAX=${FLASHSIDE_GUEST_BOOT_S_MAX:-180}
-GUEST_DISK_SIZE=1G
+GUEST_DISK_SIZE=512M
 guest_cache=${FLASHSIDE_GUEST_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/flashside/guest}
 guest_init=$(dirname "${BASH_SOURCE[0]}")/guest-init.sh
 
@@ -88,7 +88,7 @@ guest_start() {
 }
 
 # guest_said CONSOLE WORD: has the guest said it?
-guest_said() { tr -d '\r' <"$1" 2>/dev/null | grep -aq "^FLASHSIDE $2"; }
+guest_said() { grep -aq "^FLASHSIDE $2" "$1" 2>/dev/null; }
 
 # guest_lines CONSOLE WORD: what the guest said after that word, sorted, the WORD cut off.
 guest_lines() { tr -d '\r' <"$1" | sed -n "s/^FLASHSIDE $2 //p" | sort; }
@@ -102,7 +102,7 @@ guest_await() {
             guest_explain "$1" "$2"
             return 1
         fi
-        sleep 0.05
+        sleep 0.1
     done
 }
 
