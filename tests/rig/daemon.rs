@@ -1,4 +1,5 @@
 //! The daemon as a child process: started in the foreground, stopped by a signal or killed.
+//! `FLASHSIDE_BIN` names another binary than the one just built, such as a release build.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -35,7 +36,9 @@ impl Launch {
     pub fn start(&self) -> Result<Daemon, String> {
         let log = File::options().create(true).append(true).open(&self.log);
         let log = log.map_err(|e| format!("{}: {e}", self.log.display()))?;
-        let child = Command::new(env!("CARGO_BIN_EXE_flashside"))
+        let program = std::env::var_os("FLASHSIDE_BIN");
+        let program = program.unwrap_or_else(|| env!("CARGO_BIN_EXE_flashside").into());
+        let child = Command::new(program)
             .args(["mount", text(&self.store), text(&self.mountpoint)])
             .args(["--cache", text(&self.cache), "--foreground"])
             .args(&self.flags)
