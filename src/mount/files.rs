@@ -180,7 +180,8 @@ impl Core {
     }
 
     /// A write by someone without the right to keep them clears set-uid and set-gid, as on any
-    /// filesystem. The writer need not own the file, so the daemon does it.
+    /// filesystem. The writer need not own the file, so the daemon does it. A store that refuses
+    /// the daemon has done it itself, as the write ran as the opener.
     fn strip_set_id<R: Refuse>(
         self: &Arc<Self>,
         inode: Arc<Inode>,
@@ -191,20 +192,35 @@ impl Core {
             "chmod",
             reply,
             move |core| {
-                let own = core.callers.own();
-                let mode = core.store.attr(&own, &inode.node)?.mode;
-                let set = SetAttr {
-                    mode: Some(stripped(mode)),
-                    ..SetAttr::default()
-                };
-                let change = || core.store.set_attr(&own, &inode.node, &set);
-                let attr = core.keeping_version(&own, &inode, change)?;
-                inode.remember(&attr);
+                if let Err(error) = core.strip(&inode) {
+                    log::debug!("cannot strip set-uid: {error}");
+                }
                 core.attr_outdated(&inode);
                 Ok(())
             },
             |_, reply, ()| ok(reply),
         );
+    }
+
+    /// Clears set-uid and set-gid as the daemon.
+    pub fn strip(&self, inode: &Inode) -> Result<()> {
+        let own = self.callers.own();
+        let mode = self.store.attr(&own, &inode.node)?.mode;
+        let set = SetAttr {
+            mode: Some(stripped(mode)),
+            ..SetAttr::default()
+        };
+        if stripped(mode) != mode {
+            let change = || self.store.set_attr(&own, &inode.node, &set);
+            self.keeping_version(&own, inode, change)?;
+        }
+        if let Some(attr) = inode.last_attr() {
+            inode.remember(&Attr {
+                mode: stripped(mode),
+                ..attr
+            });
+        }
+        Ok(())
     }
 
     pub fn flush(&self, number: FileHandle, reply: ReplyEmpty) {
@@ -300,7 +316,7 @@ fn found_meanwhile(error: Error, exclusive: bool) -> Error {
 }
 
 /// A mode without set-uid, and without set-gid where that is not the old mark of mandatory locking.
-pub fn stripped(mode: u32) -> u32 {
+fn stripped(mode: u32) -> u32 {
     let set_gid = if mode & libc::S_IXGRP != 0 {
         libc::S_ISGID
     } else {

@@ -45,8 +45,10 @@ use crate::store::executor::Executor;
 /// Inodes kept at most: each costs some hundred bytes and a descriptor. Past it the kernel is asked
 /// to forget those longest unused.
 const INODES_MAX: usize = 65_536;
-/// How long the kernel gets to forget before more names are given up.
-const FORGET_PAUSE: Duration = Duration::from_millis(100);
+/// How long the kernel gets to forget before more names are given up; doubled up to the second while
+/// it forgets nothing, because everything is in use.
+const FORGET_PAUSE: Duration = Duration::from_millis(1);
+const FORGET_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// How often the end of fuser's last thread is looked for, once it is due.
 const END_POLL: Duration = Duration::from_millis(1);
 
@@ -131,13 +133,21 @@ fn finish(session: BackgroundSession) {
 /// of its own, because the kernel may make it wait for a request that is under way.
 fn start_forgetter(core: Arc<Core>, notifier: Notifier) -> io::Result<thread::JoinHandle<()>> {
     let forget = move || {
+        let mut pause = FORGET_PAUSE;
         while core.nodes.wait_until_crowded() {
+            let before = core.nodes.count();
             for (parent, name) in core.nodes.oldest_names() {
                 if let Err(error) = notifier.inval_entry(INodeNo(parent), &name) {
                     log::debug!("the kernel does not forget a name: {error}");
                 }
             }
-            thread::sleep(FORGET_PAUSE);
+            thread::sleep(pause);
+            let fewer = core.nodes.count() < before;
+            pause = if fewer {
+                FORGET_PAUSE
+            } else {
+                (pause * 2).min(FORGET_PAUSE_MAX)
+            };
         }
     };
     thread::Builder::new()

@@ -6,7 +6,6 @@ use fuser::{Errno, FileHandle, INodeNo, ReplyAttr, ReplyStatfs};
 
 use super::attr::TTL;
 use super::core::{Core, settle};
-use super::files::stripped;
 use super::nodes::Inode;
 use crate::image::Handle;
 use crate::store::{Attr, Caller, Kind, OpenMode, Result, SetAttr, StatFs};
@@ -136,13 +135,11 @@ impl Core {
         let mut set = set;
         // With a truncation, a mode means that the kernel strips set-uid and set-gid. Who truncates
         // need not own the file, so the daemon does it, and only that.
-        if truncated && set.mode.take().is_some() {
-            let own = self.callers.own();
-            let strip = SetAttr {
-                mode: Some(stripped(self.store.attr(&own, node)?.mode)),
-                ..SetAttr::default()
-            };
-            self.store.set_attr(&own, node, &strip)?;
+        if truncated
+            && set.mode.take().is_some()
+            && let Err(error) = self.strip(inode)
+        {
+            log::debug!("cannot strip set-uid: {error}");
         }
         inode.remember_acl(0, None); // a mode change rewrites the ACL's mask
         self.keeping_version(who, inode, || self.store.set_attr(who, node, &set))

@@ -57,18 +57,26 @@ impl DirFile {
         }
     }
 
-    /// Runs `call` on the descriptor; if the filesystem went away, opens it again and runs `call`
-    /// once more.
-    fn run<T>(&self, call: impl FnMut(BorrowedFd<'_>) -> io::Result<T>) -> Result<T> {
-        let mut call = call;
+    /// Runs `call` on the descriptor, as the opener: a store may check every request. If the
+    /// filesystem went away, opens it again and runs `call` once more.
+    fn run<T>(&self, mut call: impl FnMut(BorrowedFd<'_>) -> io::Result<T>) -> Result<T> {
         let fd = self.fd.lock().clone();
-        match call(fd.as_fd()) {
+        match self.as_opener(&fd, &mut call) {
             Err(error) if went_away(&error) => match self.open_again() {
-                Ok(fd) => Ok(call(fd.as_fd())?),
+                Ok(fd) => Ok(self.as_opener(&fd, &mut call)?),
                 Err(_) => Err(error.into()),
             },
             result => Ok(result?),
         }
+    }
+
+    fn as_opener<T>(
+        &self,
+        fd: &OwnedFd,
+        call: &mut impl FnMut(BorrowedFd<'_>) -> io::Result<T>,
+    ) -> io::Result<T> {
+        let _as_opener = self.tree.process().act_as(&self.who)?;
+        call(fd.as_fd())
     }
 
     fn open_again(&self) -> Result<Arc<OwnedFd>> {
