@@ -217,19 +217,22 @@ fn unmount_works_while_the_store_hangs() {
     drop((warm, cold));
     let mut world = world;
     let start = Instant::now();
-    let daemon = world.daemon.take().expect("started");
     let mountpoint = world.mountpoint();
     let umount = within(Duration::from_secs(15), "umount", move || {
         let mut umount = std::process::Command::new("umount");
         umount.arg(mountpoint).output().expect("umount(8) runs")
     });
     assert!(umount.status.success(), "{umount:?}");
-    let mut daemon = daemon;
-    wait_until(
+    ends(
+        &mut world,
         Duration::from_secs(15).saturating_sub(start.elapsed()),
-        "flashside ends",
-        || daemon.exit_status().is_some(),
     );
+}
+
+/// Waits for the daemon to end, however it does.
+fn ends(world: &mut World, limit: Duration) {
+    let daemon = world.daemon.as_mut().expect("started");
+    wait_until(limit, "flashside ends", || daemon.exit_status().is_some());
 }
 
 #[test]
@@ -241,10 +244,7 @@ fn sigterm_ends_a_mount_with_hanging_reads() {
     let reads: Vec<_> = (0..20).map(|n| scene.miss(n)).collect();
     std::thread::sleep(Duration::from_millis(500));
     scene.world.daemon().signal(libc::SIGTERM);
-    let mut daemon = scene.world.daemon.take().expect("started");
-    wait_until(Duration::from_secs(15), "flashside ends", || {
-        daemon.exit_status().is_some()
-    });
+    ends(&mut scene.world, Duration::from_secs(15));
     assert!(!world::is_mounted(&scene.world.mountpoint()));
     for got in join_all(reads, SOON) {
         assert!(got.is_err(), "the store never answered");

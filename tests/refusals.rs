@@ -30,7 +30,7 @@ fn refuses(world: &World, mountpoint: &Path, cache: &Path, about: &str) {
 #[test]
 fn a_cache_on_a_filesystem_other_than_ext4_and_xfs_is_refused() {
     let Some(world) = World::new() else { return };
-    let fs = match LoopFs::make(&world.scratch(""), "tmpfs", Type::Tmpfs, 16) {
+    let fs = match LoopFs::make(&world.scratch(""), "tmpfs", Type::Tmpfs, 64) {
         Ok(fs) => fs,
         Err(why) => return println!("skipped: {why}"),
     };

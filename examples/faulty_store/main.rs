@@ -37,6 +37,12 @@ const TTL: Duration = Duration::ZERO;
 /// The most a getdents64 call returns at once, in bytes.
 const LISTING_BYTES: usize = 16 << 10;
 
+/// Nothing is cached by the kernel. And no request at close(2): the kernel waits for that one without
+/// end, so that not even kill -9 ends a process whose files are on a store that hangs.
+const FILE_MODE: FopenFlags = FopenFlags::FOPEN_DIRECT_IO
+    .union(FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES)
+    .union(FopenFlags::FOPEN_NOFLUSH);
+
 struct Passthrough {
     nodes: Nodes,
     switch: Switch,
@@ -340,8 +346,7 @@ impl Filesystem for Passthrough {
         let node = ok!(reply, self.node(req, ino, act));
         let keep = libc::O_ACCMODE | libc::O_TRUNC | libc::O_SYNC | libc::O_DSYNC;
         let file = ok!(reply, node.open(flags.0 & keep));
-        let mode = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
-        reply.opened(self.keep(file), mode);
+        reply.opened(self.keep(file), FILE_MODE);
     }
 
     fn create(
@@ -370,7 +375,7 @@ impl Filesystem for Passthrough {
             &attr,
             Generation(node.generation),
             self.keep(file),
-            FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES,
+            FILE_MODE,
         );
     }
 

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use crate::store::executor::Health;
 use crate::store::{Error, Result};
 
 use super::{Image, Images};
@@ -24,6 +25,9 @@ const INTERVAL: Duration = Duration::from_secs(1);
 const QUIET: Duration = Duration::from_secs(10);
 /// Records of an open image wait this long for their commit.
 const COMMIT_INTERVAL: Duration = Duration::from_secs(5);
+
+/// A clean stop waits no longer for a store that hangs.
+const HANGING_DEADLINE: Duration = Duration::from_secs(4);
 
 impl Images {
     /// The thread's loop; ends when the last reference to `self` elsewhere is gone.
@@ -80,10 +84,10 @@ impl Images {
         self.shared.prune_counters(image.id);
     }
 
-    /// Settles everything, for a clean stop; waits at most `deadline`, then the rest is left for the next
-    /// mount to sort out.
+    /// Settles everything, for a clean stop; waits at most `deadline`, less while the store hangs, then
+    /// the rest is left for the next mount to sort out.
     pub fn shutdown(self: &Arc<Self>, deadline: Duration) -> Result<()> {
-        let end = Instant::now() + deadline;
+        let begun = Instant::now();
         loop {
             self.tend_once(true);
             if self.open.is_empty() {
@@ -91,7 +95,11 @@ impl Images {
                 self.stop();
                 return Ok(());
             }
-            if Instant::now() >= end {
+            let deadline = match self.shared.store_executor.health() {
+                Health::Hanging => deadline.min(HANGING_DEADLINE),
+                Health::Responding => deadline,
+            };
+            if begun.elapsed() >= deadline {
                 self.stop();
                 return Err(Error::Deadline(deadline.as_secs()));
             }

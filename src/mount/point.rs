@@ -7,6 +7,7 @@ use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 /// The filesystem type our mounts show in the mount table.
 pub const TYPE: &str = "fuse.flashside";
@@ -43,15 +44,30 @@ pub fn clear_dead_mount(dir: &Path) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Unmounts `dir`. While somebody uses it, it leaves the tree at once and ends with its last user.
+/// How long users of a mount that shall end may take to leave.
+const GRACE: Duration = Duration::from_secs(8);
+
+/// Unmounts `dir`. While somebody uses it, it waits [`GRACE`] for them to leave; who is still there
+/// then gets errors from then on, and so does what hangs in the store.
 pub fn unmount(dir: &Path) -> io::Result<()> {
-    match unmount_with(dir, 0) {
-        Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
-            fusermount(dir, "-u").or_else(|_| fusermount(dir, "-uz"))
+    let end = Instant::now() + GRACE;
+    loop {
+        match unmount_with(dir, 0) {
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+                return fusermount(dir, "-u").or_else(|_| fusermount(dir, "-uz"));
+            }
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
+            result => return result,
         }
-        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => detach(dir),
-        result => result,
+        if Instant::now() >= end {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(100));
     }
+    log::warn!("{} is still in use: its users get errors", dir.display());
+    // Ends the connection; the mount itself stays busy.
+    let _ = unmount_with(dir, libc::MNT_FORCE);
+    detach(dir)
 }
 
 fn detach(dir: &Path) -> io::Result<()> {

@@ -154,7 +154,8 @@ impl Core {
                 *core.last_stat_fs.lock() = Some(stat);
                 answer_stat_fs(reply, stat);
             },
-            |core| *core.last_stat_fs.lock(),
+            // Never asked before: nothing known, but umount(8) asks too and must not wait.
+            |core| Some(core.last_stat_fs.lock().unwrap_or_default()),
         );
     }
 }

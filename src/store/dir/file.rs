@@ -190,7 +190,7 @@ impl StoreFile for DirFile {
 
 impl Drop for DirFile {
     fn drop(&mut self) {
-        self.node.closer().close(self.fd.get_mut().clone());
+        self.node.closer().take(self.fd.get_mut());
     }
 }
 

@@ -167,6 +167,6 @@ impl Drop for DirNode {
         if let Some(id) = self.id() {
             self.index.forget_dead(id);
         }
-        self.closer.close(self.fd.get_mut().clone());
+        self.closer.take(self.fd.get_mut());
     }
 }
