@@ -351,3 +351,6 @@ fn component(parent: &DirNode, name: &OsStr, if_reserved: i32) -> Result<CString
     }
     Ok(calls::c_name(name)?)
 }
+
+#[cfg(test)]
+mod tests;
