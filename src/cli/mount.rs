@@ -28,6 +28,10 @@ use crate::store::executor::{Executor, Limits};
 use crate::store::simulate::Simulated;
 use crate::store::{self, Store};
 
+/// Memory of this size and more is taken from the system and given back one by one.
+const LARGE_BUFFER_BYTES: i32 = 128 * 1024;
+/// Heaps that all threads share.
+const HEAPS_MAX: i32 = 4;
 /// Store operations waiting for a thread at most; past it they fail at once (rule 12).
 const STORE_QUEUE_MAX: usize = 16384;
 /// A store operation that takes longer is logged (rule 12).
@@ -194,9 +198,13 @@ fn prepare_process() {
         rlim_max: max,
     };
     let mut now = limit(0);
-    // SAFETY: umask cannot fail; the pointers are to live structs.
+    // SAFETY: umask cannot fail; mallopt takes plain numbers; the pointers are to live structs.
     unsafe {
         libc::umask(0);
+        // Large buffers go back to the system when freed, and threads share few heaps: memory is
+        // bounded by what is in use, not by what was (rule 13).
+        libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE_BUFFER_BYTES);
+        libc::mallopt(libc::M_ARENA_MAX, HEAPS_MAX);
         if libc::setrlimit(libc::RLIMIT_NOFILE, &limit(OPEN_FILES)) != 0
             && libc::getrlimit(libc::RLIMIT_NOFILE, &mut now) == 0
         {
