@@ -75,6 +75,7 @@ pub fn serve(
     let session = Session::new(face, &config.mountpoint, &session_config(config))?.spawn()?;
     let notifier = core.notifier.get_or_init(|| session.notifier()).clone();
     let forgetter = start_forgetter(core.clone(), notifier);
+    core.learn_root();
     ready();
     let _ = end.recv(); // an error: the sender was dropped with the last FUSE thread
     finish(session);

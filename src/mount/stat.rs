@@ -6,7 +6,7 @@ use fuser::{Errno, FileHandle, INodeNo, ReplyAttr, ReplyStatfs};
 
 use super::attr::TTL;
 use super::core::{Core, settle};
-use super::nodes::Inode;
+use super::nodes::{Inode, ROOT};
 use crate::image::Handle;
 use crate::store::{Attr, Caller, Kind, OpenMode, Result, SetAttr, StatFs};
 
@@ -18,6 +18,21 @@ const FOR_TRUNCATION: OpenMode = OpenMode {
 };
 
 impl Core {
+    /// Learns the root's attributes before anybody asks, to know them when the store hangs.
+    pub fn learn_root(self: &Arc<Self>) {
+        let core = self.clone();
+        let work = move || {
+            let root = core.inode(INodeNo(ROOT))?;
+            root.remember(&core.store.attr(&core.callers.own(), &root.node)?);
+            Ok(())
+        };
+        self.executor.submit("getattr", work, |result: Result<()>| {
+            if let Err(error) = result {
+                log::debug!("the store does not show its root to the daemon: {error}");
+            }
+        });
+    }
+
     fn answer_attr(&self, reply: ReplyAttr, inode: &Inode, attr: &Attr) {
         inode.remember(attr);
         reply.attr(&TTL, &self.file_attr(inode, attr));
