@@ -2,6 +2,8 @@
 //!
 //! Objects are named by an O_PATH descriptor; calls that do not take one go through
 //! `/proc/self/fd/N`, whose last step leads to the object itself, symbolic links included.
+//!
+//! Longer than most files because it is one flat list.
 
 use std::ffi::{CStr, CString, OsStr, OsString};
 use std::io;
