@@ -15,8 +15,8 @@ const IDENT: &std::ffi::CStr = c"flashside";
 
 /// Logs to stderr, at `level` where RUST_LOG says nothing else.
 pub fn start(level: LevelFilter) {
-    // The FUSE library announces what we announce ourselves.
-    let filter = format!("{level},fuser=warn");
+    // The FUSE library announces what we announce ourselves, and complains when a reader was killed.
+    let filter = format!("{level},fuser=warn,fuser::reply=off");
     let result = Builder::from_env(Env::default().default_filter_or(filter))
         .format(write_line)
         .target(Target::Pipe(Box::new(Output)))

@@ -13,6 +13,7 @@
 //! `state` is held for bookkeeping only, after the lanes' state.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
 
@@ -28,6 +29,18 @@ use super::miss::Miss;
 
 /// Blocks one store request reads at most: 1 MiB.
 pub const FETCH_BLOCKS_MAX: u64 = 16;
+/// While more than [`FETCHING_MANY_BYTES`] are being fetched, requests are of this size at most: memory
+/// stays bounded with a slow store and many readers.
+const FETCH_BLOCKS_MANY: u64 = 4;
+const FETCHING_MANY_BYTES: usize = 24 << 20;
+
+/// Blocks a store request may read while `fetching_bytes` are on their way.
+pub fn blocks_max(fetching_bytes: usize) -> u64 {
+    match fetching_bytes > FETCHING_MANY_BYTES {
+        true => FETCH_BLOCKS_MANY,
+        false => FETCH_BLOCKS_MAX,
+    }
+}
 
 /// A read from the store under way.
 pub struct Fetch {
@@ -38,7 +51,7 @@ pub struct Fetch {
 
 struct FetchState {
     poisoned: Vec<Pages>,
-    waiters: Vec<Arc<Miss>>,
+    waiters: Vec<(Arc<Miss>, Pages)>,
     /// The bytes, once read.
     bytes: Option<Arc<Buffer>>,
     /// Nothing more comes: who found the fetch in the table before it left is too late.
@@ -76,24 +89,27 @@ impl Fetch {
         match state.bytes.clone() {
             Some(bytes) => {
                 drop(state);
-                miss.deliver(&self.pages, bytes.bytes());
+                miss.deliver(pages, self.pages.start, &bytes);
             }
-            None => state.waiters.push(miss.clone()),
+            None => state.waiters.push((miss.clone(), pages.clone())),
         }
         true
     }
 
     /// Lets nobody join any more; gives those who still wait.
-    fn end(&self) -> Vec<Arc<Miss>> {
+    fn end(&self) -> Vec<(Arc<Miss>, Pages)> {
         let mut state = self.state.lock();
         state.ended = true;
         state.bytes = None;
         std::mem::take(&mut state.waiters)
     }
 
-    /// Makes `miss`, for which the fetch was begun, its first waiter.
+    /// Makes `miss`, for which the fetch was begun, its first waiter, for those of its pages that the
+    /// fetch brings.
     pub fn wait(&self, miss: &Arc<Miss>) {
-        self.state.lock().waiters.push(miss.clone());
+        let mine = miss.pages();
+        let wanted = mine.start.max(self.pages.start)..mine.end.min(self.pages.end);
+        self.state.lock().waiters.push((miss.clone(), wanted));
     }
 
     /// The pages of the fetch that no write has touched since it began.
@@ -122,14 +138,21 @@ pub struct Registered {
 impl Registered {
     /// Takes charge of `fetch`, which is in the lanes' table.
     pub fn new(image: Arc<Image>, fetch: Arc<Fetch>) -> Registered {
-        Registered { image, fetch }
+        let registered = Registered { image, fetch };
+        let fetching = registered.image.fetching_bytes();
+        fetching.fetch_add(registered.len_bytes(), Ordering::AcqRel);
+        registered
+    }
+
+    fn len_bytes(&self) -> usize {
+        ((self.fetch.pages.end - self.fetch.pages.start) * PAGE_BYTES) as usize
     }
 
     /// Reads the store through `file` and does steps 2 to 5. Blocks.
     pub fn run(self, file: &dyn StoreFile) -> Result<()> {
         let pages = self.fetch.pages.clone();
         let era = self.image.entry().map(|entry| entry.era());
-        let len = ((pages.end - pages.start) * PAGE_BYTES) as usize;
+        let len = self.len_bytes();
         let mut buffer = self.image.buffers().take(len);
         let bytes = &mut buffer.bytes_mut()[..len];
         let read = file.read_at(bytes, pages.start * PAGE_BYTES);
@@ -149,8 +172,8 @@ impl Registered {
             state.bytes = Some(buffer.clone());
             std::mem::take(&mut state.waiters)
         };
-        for miss in waiters {
-            miss.deliver(&pages, buffer.bytes());
+        for (miss, wanted) in waiters {
+            miss.deliver(&wanted, pages.start, &buffer);
         }
         if let Some(era) = era {
             self.fill(era, &buffer);
@@ -198,8 +221,10 @@ impl Registered {
 
 impl Drop for Registered {
     fn drop(&mut self) {
+        let fetching = self.image.fetching_bytes();
+        fetching.fetch_sub(self.len_bytes(), Ordering::AcqRel);
         self.unregister();
-        for miss in self.fetch.end() {
+        for (miss, _) in self.fetch.end() {
             miss.fail(Error::from_errno(libc::EIO));
         }
     }

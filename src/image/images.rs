@@ -37,6 +37,7 @@ pub(super) struct Shared {
     pub store_is_local: bool,
     pub readahead_max_bytes: u64,
     pub ahead_fetches: AtomicUsize,
+    pub fetching_bytes: AtomicUsize,
     /// Of images that are open or cached.
     counters: DashMap<ImageId, Arc<Counters>>,
     work: Mutex<bool>,
@@ -104,6 +105,7 @@ impl Images {
             store_is_local,
             readahead_max_bytes: config.readahead_max_bytes,
             ahead_fetches: AtomicUsize::new(0),
+            fetching_bytes: AtomicUsize::new(0),
             counters: DashMap::new(),
             work: Mutex::new(false),
             work_came: Condvar::new(),

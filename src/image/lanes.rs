@@ -213,7 +213,7 @@ mod tests {
         let held = Arc::new(Mutex::new(Vec::new()));
         enter(&lanes, 2..4, &held, 'a');
         enter(&lanes, 3..6, &held, 'b');
-        let (lane, granted) = lanes.fill(|| vec![0..8]);
+        let (lane, granted) = lanes.fill(|| vec![0..4, 4..8]);
         assert_eq!(granted, [0..2, 6..8]);
         enter(&lanes, 7..10, &held, 'c');
         assert_eq!(names(&held), "a", "the write waits for the fill");

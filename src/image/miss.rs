@@ -14,9 +14,9 @@ use crate::store::{Error, Result};
 use super::counters::add;
 use super::handle::Handle;
 
-/// The bytes of a read: part of a buffer.
+/// The bytes of a read: part of a buffer, which a fetch and several reads may share.
 pub struct ReadBytes {
-    pub buffer: Buffer,
+    pub buffer: Arc<Buffer>,
     pub begin: usize,
     pub len: usize,
 }
@@ -40,9 +40,12 @@ pub struct Miss {
     state: Mutex<MissState>,
 }
 
+#[derive(Default)]
 struct MissState {
     /// Holds the pages the read touches; made when the first bytes come.
     buffer: Option<Buffer>,
+    /// A fetch that brought all of them: its bytes, and the page they begin with.
+    whole: Option<(Arc<Buffer>, u64)>,
     failed: bool,
     parked: Option<Parked<ReadBytes>>,
 }
@@ -65,13 +68,15 @@ impl Miss {
             outstanding: AtomicUsize::new(1),
             state: Mutex::new(MissState {
                 buffer: None,
+                whole: None,
                 failed: false,
                 parked: Some(parked),
             }),
         })
     }
 
-    fn pages(&self) -> Pages {
+    /// The pages it touches.
+    pub fn pages(&self) -> Pages {
         pages_touched(self.offset_bytes, self.len_bytes as u64)
     }
 
@@ -85,18 +90,20 @@ impl Miss {
         self.arrived();
     }
 
-    /// A fetch of `pages` has brought `bytes`.
-    pub fn deliver(self: &Arc<Self>, pages: &Pages, bytes: &[u8]) {
+    /// A fetch has brought `wanted`; `bytes` begin with page `first`.
+    pub fn deliver(self: &Arc<Self>, wanted: &Pages, first: u64, bytes: &Arc<Buffer>) {
         let mine = self.pages();
-        let (start, end) = (mine.start.max(pages.start), mine.end.min(pages.end));
-        if start < end {
-            let mut state = self.state.lock();
+        let mut state = self.state.lock();
+        if *wanted == mine {
+            state.whole = Some((bytes.clone(), first));
+        } else {
             let buffer = state.buffer.get_or_insert_with(|| self.new_buffer());
-            let to = ((start - mine.start) * PAGE_BYTES) as usize;
-            let from = ((start - pages.start) * PAGE_BYTES) as usize;
-            let len = ((end - start) * PAGE_BYTES) as usize;
-            buffer.bytes_mut()[to..to + len].copy_from_slice(&bytes[from..from + len]);
+            let to = ((wanted.start - mine.start) * PAGE_BYTES) as usize;
+            let from = ((wanted.start - first) * PAGE_BYTES) as usize;
+            let len = ((wanted.end - wanted.start) * PAGE_BYTES) as usize;
+            buffer.bytes_mut()[to..to + len].copy_from_slice(&bytes.bytes()[from..from + len]);
         }
+        drop(state);
         self.arrived();
     }
 
@@ -116,22 +123,28 @@ impl Miss {
         if self.outstanding.fetch_sub(1, Ordering::AcqRel) != 1 {
             return;
         }
-        let (buffer, failed, parked) = {
+        let (mut state, parked) = {
             let mut state = self.state.lock();
-            (state.buffer.take(), state.failed, state.parked.take())
+            let parked = state.parked.take();
+            (std::mem::take(&mut *state), parked)
         };
         let Some(parked) = parked else {
             return;
         };
-        let complete = buffer
-            .filter(|_| !failed)
+        let begin = (self.offset_bytes % PAGE_BYTES) as usize;
+        let len = self.len_bytes;
+        if let Some((buffer, first)) = state.whole.take() {
+            let begin = begin + ((self.pages().start - first) * PAGE_BYTES) as usize;
+            return parked.answer(Ok(ReadBytes { buffer, begin, len }));
+        }
+        let complete = (state.buffer.take())
+            .filter(|_| !state.failed)
             .and_then(|mut buffer| self.add_resident(&mut buffer).then_some(buffer));
         match complete {
-            Some(buffer) => parked.answer(Ok(ReadBytes {
-                begin: (self.offset_bytes % PAGE_BYTES) as usize,
-                len: self.len_bytes,
-                buffer,
-            })),
+            Some(buffer) => {
+                let buffer = Arc::new(buffer);
+                parked.answer(Ok(ReadBytes { buffer, begin, len }));
+            }
             None => {
                 let miss = self.clone();
                 parked.run(move || miss.read_directly());
@@ -166,7 +179,7 @@ impl Miss {
         let len = self.handle.file.read_at(bytes, self.offset_bytes)?;
         add(&counters.store_read_bytes, len as u64);
         Ok(ReadBytes {
-            buffer,
+            buffer: Arc::new(buffer),
             begin: 0,
             len,
         })

@@ -119,6 +119,11 @@ impl Image {
         self.shared.readahead_max_bytes
     }
 
+    /// Bytes of all fetches that are begun.
+    fn fetching_bytes(&self) -> &AtomicUsize {
+        &self.shared.fetching_bytes
+    }
+
     fn ahead_fetches(&self) -> &AtomicUsize {
         &self.shared.ahead_fetches
     }

@@ -14,7 +14,7 @@ use crate::io::Buffer;
 use crate::store::executor::Parked;
 
 use super::counters::add;
-use super::fetch::{FETCH_BLOCKS_MAX, Fetch, Registered, missing_runs};
+use super::fetch::{Fetch, Registered, missing_runs};
 use super::handle::Handle;
 use super::lanes;
 use super::miss::{Miss, ReadBytes};
@@ -34,8 +34,18 @@ struct Plan {
     resident: Vec<Pages>,
     begin: Vec<Arc<Fetch>>,
     join: Vec<(Arc<Fetch>, Pages)>,
-    /// Pages that a fetch under way brings in an older state.
-    direct: bool,
+}
+
+impl Plan {
+    /// Waits for `wanted` from `fetch`, once for consecutive blocks.
+    fn add_join(&mut self, fetch: &Arc<Fetch>, wanted: Pages) {
+        match self.join.last_mut() {
+            Some((last, pages)) if Arc::ptr_eq(last, fetch) && pages.end == wanted.start => {
+                pages.end = wanted.end;
+            }
+            _ => self.join.push((fetch.clone(), wanted)),
+        }
+    }
 }
 
 impl Handle {
@@ -106,7 +116,7 @@ impl Handle {
                 Some(begin) => {
                     add(&this.image.counters.read_hits, 1);
                     parked.answer(Ok(ReadBytes {
-                        buffer,
+                        buffer: Arc::new(buffer),
                         begin,
                         len: len_bytes,
                     }));
@@ -128,10 +138,6 @@ impl Handle {
         let mut plan = self.image.plan(&pages, usize::MAX);
         let resident = std::mem::take(&mut plan.resident);
         let miss = Miss::new(self.clone(), offset_bytes, len_bytes, resident, parked);
-        if plan.direct {
-            miss.expect();
-            miss.fail(crate::store::Error::from_errno(libc::EAGAIN));
-        }
         for fetch in &plan.begin {
             miss.expect();
             fetch.wait(&miss);
@@ -213,6 +219,7 @@ impl Image {
                 .map_or(State::Missing, |entry| entry.state(pages))
         };
         let end_of_image = self.size_bytes().div_ceil(PAGE_BYTES);
+        let blocks_max = super::fetch::blocks_max(self.fetching_bytes().load(Ordering::Acquire));
         self.lanes.with(|lanes| {
             let mut plan = Plan::default();
             let mut runs: Vec<Pages> = Vec::new();
@@ -222,10 +229,11 @@ impl Image {
                 if state(&wanted) != State::Missing {
                     plan.resident.push(wanted);
                 } else if let Some(fetch) = lanes.fetches.get(&block) {
-                    plan.join.push((fetch.clone(), wanted));
+                    plan.add_join(fetch, wanted);
                 } else {
                     let whole = base..(base + PAGES_PER_BLOCK).min(end_of_image);
-                    add_to_runs(&mut runs, &missing_in(&whole, &wanted, &state));
+                    let pages = missing_in(&whole, &wanted, &state);
+                    add_to_runs(&mut runs, &pages, blocks_max);
                 }
             }
             plan.begin = runs
@@ -247,10 +255,10 @@ fn missing_in(whole: &Pages, wanted: &Pages, state: &impl Fn(&Pages) -> State) -
 }
 
 /// Adds `pages` to the last run where they follow it and the run stays small enough.
-fn add_to_runs(runs: &mut Vec<Pages>, pages: &Pages) {
+fn add_to_runs(runs: &mut Vec<Pages>, pages: &Pages, blocks_max: u64) {
     let fits = |run: &Pages| {
         let blocks = blocks_of(&(run.start..pages.end));
-        run.end == pages.start && blocks.end - blocks.start <= FETCH_BLOCKS_MAX
+        run.end == pages.start && blocks.end - blocks.start <= blocks_max
     };
     match runs.last_mut() {
         Some(run) if fits(run) => run.end = pages.end,

@@ -54,10 +54,11 @@ impl Images {
             self.let_go(&image);
         }
         for entry in self.shared.pool.all() {
-            if entry.is_pending() && !self.open.contains_key(&entry.id) {
-                if let Err(error) = entry.commit(&[]) {
-                    log::debug!("commit of {}: {error}", entry.id);
-                }
+            if entry.is_pending()
+                && !self.open.contains_key(&entry.id)
+                && let Err(error) = entry.commit(&[])
+            {
+                log::debug!("commit of {}: {error}", entry.id);
             }
         }
         busy
