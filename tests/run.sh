@@ -63,7 +63,9 @@ clean_up() {
 
 # The functions below run as steps of their own: "$0" --step NAME.
 install_packages() {
-    local packages=(fuse3 fio attr acl xfsprogs e2fsprogs procps) qemu=(qemu-utils) absent
+    local packages=(fuse3 fio attr acl xfsprogs e2fsprogs procps mount) absent
+    # qemu-storage-daemon, for the power cuts, is in the one or the other, depending on the release.
+    local qemu=(qemu-utils qemu-system-common)
     . mountscripts/packages.sh
     . mountscripts/guest.sh
     command -v cc >/dev/null || packages+=(gcc libc6-dev)
