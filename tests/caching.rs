@@ -370,7 +370,10 @@ fn extended_attributes_tell_residency_and_plane() {
     };
     check_pattern(&world.mnt("disk"), 1, MIB);
     let get = |name: &str| world::files::get_xattr(&world.mnt("disk"), name);
-    assert_eq!(get("user.flashside.resident"), Ok(MIB.to_string()));
+    // The reader is answered first, then the cache is filled.
+    world::wait_until(world::PATIENCE, "all of it is resident", || {
+        get("user.flashside.resident") == Ok(MIB.to_string())
+    });
     assert_eq!(get("user.flashside.dirty"), Ok("0".into()));
     assert!(get("user.flashside.plane").is_ok());
     assert_eq!(get("user.flashside.nonsense"), Err(libc::ENODATA));
