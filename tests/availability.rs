@@ -126,10 +126,10 @@ fn join_all(
 
 #[test]
 fn a_hanging_store_stops_nobody_who_does_not_need_it() {
+    let _turn = world::alone();
     let Some(mut scene) = Scene::new(&[]) else {
         return;
     };
-    let _turn = world::alone();
     let hang = Duration::from_secs(if long() { 120 } else { 15 });
     scene.world.faults().stop();
     let reads: Vec<_> = (0..HANGING).map(|n| scene.miss(n)).collect();

@@ -132,10 +132,10 @@ fn eviction_keeps_the_limit_after_a_restart() {
 }
 
 fn a_tenth_stays_free(kind: Type, mib: u64) {
+    let _turn = world::alone();
     let Some(mut world) = World::new() else {
         return;
     };
-    let _turn = world::alone();
     if !world.no_limit().loop_cache(kind, mib) {
         return;
     }

@@ -114,6 +114,17 @@ impl Miss {
         self.arrived();
     }
 
+    fn read_again(&self) -> Option<ReadBytes> {
+        let entry = self.handle.image.entry()?;
+        let mut buffer = Buffer::new(0);
+        let begin = entry.read(self.offset_bytes, self.len_bytes, &mut buffer)?;
+        Some(ReadBytes {
+            buffer,
+            begin,
+            len: self.len_bytes,
+        })
+    }
+
     fn new_buffer(&self) -> Buffer {
         let pages = self.pages();
         Buffer::new(((pages.end - pages.start) * PAGE_BYTES) as usize)
@@ -170,8 +181,12 @@ impl Miss {
         })
     }
 
-    /// Reads just the wanted bytes from the store, which always has what was acknowledged.
+    /// Reads just the wanted bytes from the store, which always has what was acknowledged; or from
+    /// flash, if the fetch that came too late for this read has brought them.
     pub fn read_directly(&self) -> Result<ReadBytes> {
+        if let Some(bytes) = self.read_again() {
+            return Ok(bytes);
+        }
         let mut buffer = Buffer::new(self.len_bytes);
         let bytes = &mut buffer.bytes_mut()[..self.len_bytes];
         let counters = &self.handle.image.counters;

@@ -128,7 +128,6 @@ pub fn make_image(path: &Path, tag: u64, len: u64) {
         file.write_all_at(&data, at).expect("an image in the store");
         at += part;
     }
-    file.sync_all().expect("an image in the store");
 }
 
 /// Waits until every one of these store files is old enough for its validator to be trusted.
