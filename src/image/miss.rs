@@ -119,7 +119,7 @@ impl Miss {
         let mut buffer = Buffer::new(0);
         let begin = entry.read(self.offset_bytes, self.len_bytes, &mut buffer)?;
         Some(ReadBytes {
-            buffer,
+            buffer: Arc::new(buffer),
             begin,
             len: self.len_bytes,
         })
