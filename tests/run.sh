@@ -15,6 +15,7 @@ export PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
 target=${CARGO_TARGET_DIR:-target}
 FLASHSIDE=$(realpath -m "$target")/debug/flashside
 export FLASHSIDE
+export FSX_OPS=${FSX_OPS:-20000} FSX_SEEDS=${FSX_SEEDS:-1 2 3 4 5}
 
 rows=() passed=0 step_pid=''
 
@@ -100,8 +101,8 @@ run "install fsx and pjdfstest" 900 "$0" --step install_suites
 run "formatting" 60 cargo fmt --all --check
 run "clippy" 900 cargo clippy --locked --all-targets -- -D warnings
 run "build" 900 cargo build --locked
-run "cargo test: units, models, mounts, kill -9, power cuts" 1200 cargo test --locked
-run "suites: fsx, pjdfstest, fio" 900 tests/suites.sh
+run "cargo test: units, models, mounts, kill -9, power cuts" 1800 cargo test --locked
+run "suites: fsx, pjdfstest, fio" 1800 tests/suites.sh
 run "a real guest" 420 tests/guest.sh
 print_table
 echo "$passed passed, 0 failed"
