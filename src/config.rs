@@ -76,7 +76,7 @@ pub struct Config {
 pub struct Simulate {
     /// Added to every store operation.
     pub latency: Duration,
-    /// Bytes per second of all reads and writes together; `None` is unlimited.
+    /// Bytes per second each way; `None` is unlimited.
     pub bandwidth: Option<u64>,
     /// A file that records which pages were read; reading one again is EIO.
     pub once: Option<PathBuf>,

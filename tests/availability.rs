@@ -264,9 +264,10 @@ fn a_store_that_answers_eio_fails_only_what_needs_it() {
     }
     let wrote = write_at(&scene.warm, 0, &[1; 4096]);
     assert_eq!(errno_of(&wrote), libc::EIO);
-    scene.world.status();
+    assert_eq!(scene.world.status()["store_state"], "failing");
     scene.world.faults().heal();
     (0..20).for_each(|n| scene.expect_miss(n));
+    assert_eq!(scene.world.status()["store_state"], "responding");
     write_at(&scene.warm, 0, &[1; 4096]).expect("write");
     scene.warm.sync_all().expect("fsync");
     let stored = read_at(&open_read(&scene.world.store("warm")), 0, 4096);

@@ -240,8 +240,8 @@ fn two_small_writes_into_one_page_both_survive() {
     }
 }
 
-/// A slow fetch is under way when a write to the same block arrives: once the write is
-/// acknowledged, what the fetch brings must not replace it.
+/// A slow fetch is under way when a write to the same block comes and goes: what the fetch read before
+/// must not replace it. The write is smaller than a page, so that only the fetch could fill the page.
 #[test]
 fn a_fill_never_replaces_a_newer_write() {
     const BLOCKS: u64 = 96;
@@ -250,17 +250,18 @@ fn a_fill_never_replaces_a_newer_write() {
     };
     let len = BLOCKS * world::files::BLOCK;
     world::files::make_image(&world.store("disk"), 8, len);
-    world.flags(&["--simulate-latency", "15ms"]);
+    // A block is 16 ms on its way from the store, a small write is there at once.
+    world.flags(&["--simulate-latency", "1ms", "--simulate-bandwidth", "4M"]);
     world.start();
     let path = world.mnt("disk");
     let mut rng = Rng::announced(4);
     for block in 0..BLOCKS {
-        let at = block * world::files::BLOCK + rng.below(16) * PAGE;
-        let new = rng.bytes(PAGE as usize);
-        let wait = Duration::from_millis(rng.below(30));
+        let at = block * world::files::BLOCK + rng.below(16) * PAGE + 100;
+        let new = rng.bytes(700);
+        let wait = Duration::from_millis(rng.below(20));
         std::thread::scope(|scope| {
             let path = &path;
-            scope.spawn(move || read_at(&open_read(path), at, PAGE as usize).expect("read"));
+            scope.spawn(move || read_at(&open_read(path), at, 700).expect("read"));
             let new = &new;
             scope.spawn(move || {
                 let file = open(path, false);
@@ -268,7 +269,7 @@ fn a_fill_never_replaces_a_newer_write() {
                 write_at(&file, at, new).expect("write");
             });
         });
-        let got = read_at(&open_read(&path), at, PAGE as usize).expect("read");
+        let got = read_at(&open_read(&path), at, new.len()).expect("read");
         assert_same(&got, &new, at);
     }
     world.remount();

@@ -104,7 +104,7 @@ pub struct Mount {
     /// Make the store slower: add this to every operation
     #[arg(long, value_name = "TIME")]
     simulate_latency: Option<Span>,
-    /// Make the store slower: bytes per second of all reads and writes together
+    /// Make the store slower: bytes per second each way
     #[arg(long, value_name = "SIZE")]
     simulate_bandwidth: Option<Size>,
     /// Let the store serve each 4 KiB page of an image once and then never again (EIO); FILE

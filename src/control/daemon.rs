@@ -43,6 +43,7 @@ impl Source for Daemon {
             store_state: match self.executor.health() {
                 Health::Responding => StoreState::Responding,
                 Health::Hanging => StoreState::Hanging,
+                Health::Failing => StoreState::Failing,
             },
             pid: std::process::id(),
             pool: self.pool.status(),

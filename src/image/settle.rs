@@ -98,7 +98,7 @@ impl Images {
             }
             let deadline = match self.shared.store_executor.health() {
                 Health::Hanging => deadline.min(HANGING_DEADLINE),
-                Health::Responding => deadline,
+                Health::Responding | Health::Failing => deadline,
             };
             if begun.elapsed() >= deadline {
                 self.stop();

@@ -25,6 +25,27 @@ impl Error {
         Error::Os(io::Error::from_raw_os_error(errno))
     }
 
+    /// True if the error tells that the store does not work, rather than that a request was wrong.
+    pub fn tells_of_the_store(&self) -> bool {
+        match self {
+            Error::Os(error) => matches!(
+                error.raw_os_error(),
+                Some(
+                    libc::EIO
+                        | libc::EROFS
+                        | libc::ENODEV
+                        | libc::ENOTCONN
+                        | libc::ESHUTDOWN
+                        | libc::ECONNABORTED
+                        | libc::ETIMEDOUT
+                        | libc::EHOSTDOWN
+                        | libc::ESTALE
+                )
+            ),
+            Error::Deadline(_) | Error::Overloaded => true,
+        }
+    }
+
     /// The errno a guest sees.
     pub fn errno(&self) -> i32 {
         match self {

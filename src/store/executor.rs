@@ -24,6 +24,8 @@ use super::{Error, Result};
 
 /// How often the watcher looks while jobs are pending.
 const WATCH_INTERVAL: Duration = Duration::from_millis(250);
+/// Failing is logged this often at most.
+const FAILING_LINE_INTERVAL: Duration = Duration::from_secs(10);
 /// Stack of a worker; store calls recurse nowhere.
 const STACK_BYTES: usize = 512 * 1024;
 
@@ -46,6 +48,8 @@ pub struct Limits {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Health {
     Responding,
+    /// The latest call ended with an error that tells of the other side, not of the request.
+    Failing,
     /// Calls wait and none has completed for `fallback_after`.
     Hanging,
 }
@@ -66,6 +70,9 @@ struct Shared {
     watcher_asleep: AtomicBool,
     next_id: AtomicU64,
     hanging: AtomicBool,
+    failing: AtomicBool,
+    /// Milliseconds since `epoch` of the latest line about failing.
+    told_failing_ms: AtomicU64,
     /// Milliseconds since `epoch` of the latest completion.
     completed_ms: AtomicU64,
     epoch: Instant,
@@ -143,6 +150,8 @@ impl Executor {
                 watcher_asleep: AtomicBool::new(false),
                 next_id: AtomicU64::new(0),
                 hanging: AtomicBool::new(false),
+                failing: AtomicBool::new(false),
+                told_failing_ms: AtomicU64::new(0),
                 completed_ms: AtomicU64::new(0),
                 epoch: Instant::now(),
                 closing: AtomicBool::new(false),
@@ -199,6 +208,8 @@ impl Executor {
     pub fn health(&self) -> Health {
         if self.shared.hanging.load(Ordering::Relaxed) {
             Health::Hanging
+        } else if self.shared.failing.load(Ordering::Relaxed) {
+            Health::Failing
         } else {
             Health::Responding
         }
@@ -276,6 +287,7 @@ impl<T: Send + 'static> Parked<T> {
     /// Runs `work` on a thread and answers with its result; drops it unrun if the deadline has passed.
     pub fn run(self, work: impl FnOnce() -> Result<T> + Send + 'static) {
         let shared = self.shared.clone();
+        let shared_in_job = shared.clone();
         let job = Box::new(move || {
             if self.cell.expired.load(Ordering::Acquire) {
                 return;
@@ -284,6 +296,7 @@ impl<T: Send + 'static> Parked<T> {
                 log::error!("a {} operation panicked; its caller gets EIO", self.what);
                 Err(Error::from_errno(libc::EIO))
             });
+            shared_in_job.note(self.what, result.as_ref().err());
             self.answer(result);
         });
         if let Err(job) = shared.push(job) {
@@ -419,6 +432,26 @@ impl Shared {
         fall_back.iter().for_each(|answer| answer.fall_back());
         late.iter()
             .for_each(|answer| answer.expire(self.limits.deadline));
+    }
+
+    /// Takes the end of a call into account: one log line when failing begins, at most every
+    /// [`FAILING_LINE_INTERVAL`].
+    fn note(&self, what: &str, error: Option<&Error>) {
+        let failure = error.filter(|error| error.tells_of_the_store());
+        let Some(error) = failure else {
+            if error.is_none() && self.failing.load(Ordering::Relaxed) {
+                self.failing.store(false, Ordering::Relaxed);
+            }
+            return;
+        };
+        let was_failing = self.failing.swap(true, Ordering::Relaxed);
+        let now = self.now_ms().max(1);
+        let told = self.told_failing_ms.load(Ordering::Relaxed);
+        let due = told == 0 || u128::from(now - told.min(now)) >= FAILING_LINE_INTERVAL.as_millis();
+        if !was_failing && due {
+            self.told_failing_ms.store(now, Ordering::Relaxed);
+            log::warn!("the {} answers with errors: {what}: {error}", self.name);
+        }
     }
 
     /// One log line when the store stops answering and one when it is back.

@@ -36,8 +36,9 @@ pub struct Simulated {
 struct Link {
     latency: Duration,
     bytes_per_s: Option<u64>,
-    /// When the bandwidth is free again.
-    free_at: Mutex<Option<Instant>>,
+    /// When the way from the store is free again, and the way to it.
+    down_free_at: Mutex<Option<Instant>>,
+    up_free_at: Mutex<Option<Instant>>,
     once: Option<Once>,
     clock: Option<Timestamp>,
 }
@@ -51,7 +52,8 @@ impl Simulated {
             link: Arc::new(Link {
                 latency: simulate.latency,
                 bytes_per_s: simulate.bandwidth,
-                free_at: Mutex::new(None),
+                down_free_at: Mutex::new(None),
+                up_free_at: Mutex::new(None),
                 once,
                 clock: test_clock(),
             }),
@@ -74,17 +76,25 @@ fn test_clock() -> Option<Timestamp> {
 }
 
 impl Link {
-    /// Waits as long as an operation that moves `bytes` would take.
-    fn pass(&self, bytes: u64) {
-        let mut until = Instant::now() + self.latency;
-        if let Some(bytes_per_s) = self.bytes_per_s.filter(|_| bytes > 0) {
-            let takes = Duration::from_secs_f64(bytes as f64 / bytes_per_s as f64);
-            let mut free_at = self.free_at.lock();
-            let begin = free_at.map_or(Instant::now(), |at| at.max(Instant::now()));
-            *free_at = Some(begin + takes);
-            until = until.max(begin + takes + self.latency);
-        }
-        std::thread::sleep(until.saturating_duration_since(Instant::now()));
+    /// Waits as long as a small operation takes.
+    fn pass(&self) {
+        std::thread::sleep(self.latency);
+    }
+
+    /// Waits until `bytes` have gone through one direction, after those before them.
+    fn transfer(&self, direction: &Mutex<Option<Instant>>, bytes: usize) {
+        let Some(bytes_per_s) = self.bytes_per_s else {
+            return;
+        };
+        let takes = Duration::from_secs_f64(bytes as f64 / bytes_per_s as f64);
+        let now = Instant::now();
+        let end = {
+            let mut free_at = direction.lock();
+            let end = free_at.map_or(now, |at| at.max(now)) + takes;
+            *free_at = Some(end);
+            end
+        };
+        std::thread::sleep(end.saturating_duration_since(now));
     }
 
     fn dated(&self, mut attr: Attr) -> Attr {
@@ -195,17 +205,20 @@ impl Simulated {
 
 impl StoreFile for SimulatedFile {
     fn read_at(&self, buf: &mut [u8], offset_bytes: u64) -> Result<usize> {
-        self.link.pass(buf.len() as u64);
+        self.link.pass();
         if let Some(once) = &self.link.once
             && !once.read(self.id, offset_bytes, buf.len() as u64)
         {
             return Err(Error::from_errno(libc::EIO));
         }
-        self.inner.read_at(buf, offset_bytes)
+        let read = self.inner.read_at(buf, offset_bytes)?;
+        self.link.transfer(&self.link.down_free_at, read);
+        Ok(read)
     }
 
     fn write_at(&self, data: &[u8], offset_bytes: u64) -> Result<()> {
-        self.link.pass(data.len() as u64);
+        self.link.transfer(&self.link.up_free_at, data.len());
+        self.link.pass();
         self.inner.write_at(data, offset_bytes)?;
         if let Some(once) = &self.link.once {
             once.written(self.id, offset_bytes, data.len() as u64);
@@ -214,12 +227,12 @@ impl StoreFile for SimulatedFile {
     }
 
     fn sync(&self, data_only: bool) -> Result<()> {
-        self.link.pass(0);
+        self.link.pass();
         self.inner.sync(data_only)
     }
 
     fn set_len(&self, size_bytes: u64) -> Result<()> {
-        self.link.pass(0);
+        self.link.pass();
         self.inner.set_len(size_bytes)?;
         if let Some(once) = &self.link.once {
             once.written(self.id, size_bytes, u64::MAX - size_bytes);
@@ -228,7 +241,7 @@ impl StoreFile for SimulatedFile {
     }
 
     fn allocate(&self, mode: i32, offset_bytes: u64, len_bytes: u64) -> Result<()> {
-        self.link.pass(0);
+        self.link.pass();
         self.inner.allocate(mode, offset_bytes, len_bytes)?;
         if let Some(once) = &self.link.once {
             once.written(self.id, offset_bytes, len_bytes);
@@ -237,12 +250,12 @@ impl StoreFile for SimulatedFile {
     }
 
     fn seek(&self, offset_bytes: u64, whence: i32) -> Result<u64> {
-        self.link.pass(0);
+        self.link.pass();
         self.inner.seek(offset_bytes, whence)
     }
 
     fn attr(&self) -> Result<Attr> {
-        self.link.pass(0);
+        self.link.pass();
         Ok(self.link.dated(self.inner.attr()?))
     }
 
@@ -253,7 +266,7 @@ impl StoreFile for SimulatedFile {
         target_offset_bytes: u64,
         len_bytes: u64,
     ) -> Result<u64> {
-        self.link.pass(0);
+        self.link.pass();
         let Some(target) = target.as_any().downcast_ref::<SimulatedFile>() else {
             return Err(Error::from_errno(libc::EXDEV));
         };
@@ -286,22 +299,22 @@ impl Store for Simulated {
     }
 
     fn lookup(&self, who: &Caller, parent: &Node, name: &OsStr) -> Result<(Node, Attr)> {
-        self.link.pass(0);
+        self.link.pass();
         Ok(self.dated(self.inner.lookup(who, parent, name)?))
     }
 
     fn attr(&self, who: &Caller, node: &Node) -> Result<Attr> {
-        self.link.pass(0);
+        self.link.pass();
         Ok(self.link.dated(self.inner.attr(who, node)?))
     }
 
     fn set_attr(&self, who: &Caller, node: &Node, set: &SetAttr) -> Result<Attr> {
-        self.link.pass(0);
+        self.link.pass();
         Ok(self.link.dated(self.inner.set_attr(who, node, set)?))
     }
 
     fn read_link(&self, who: &Caller, node: &Node) -> Result<OsString> {
-        self.link.pass(0);
+        self.link.pass();
         self.inner.read_link(who, node)
     }
 
@@ -312,12 +325,12 @@ impl Store for Simulated {
         cookie: u64,
         max_entries: usize,
     ) -> Result<Vec<DirEntry>> {
-        self.link.pass(0);
+        self.link.pass();
         self.inner.read_dir(who, node, cookie, max_entries)
     }
 
     fn open(&self, who: &Caller, node: &Node, mode: OpenMode) -> Result<Arc<dyn StoreFile>> {
-        self.link.pass(0);
+        self.link.pass();
         self.file(self.inner.open(who, node, mode)?)
     }
 
@@ -329,7 +342,7 @@ impl Store for Simulated {
         permissions: u32,
         mode: OpenMode,
     ) -> Result<(Node, Attr, Arc<dyn StoreFile>)> {
-        self.link.pass(0);
+        self.link.pass();
         let (node, attr, file) = self.inner.create(who, parent, name, permissions, mode)?;
         Ok((node, self.link.dated(attr), self.file(file)?))
     }
@@ -341,7 +354,7 @@ impl Store for Simulated {
         name: &OsStr,
         permissions: u32,
     ) -> Result<(Node, Attr)> {
-        self.link.pass(0);
+        self.link.pass();
         self.inner.make_dir(who, parent, name, permissions)
     }
 
@@ -353,7 +366,7 @@ impl Store for Simulated {
         mode: u32,
         rdev: u32,
     ) -> Result<(Node, Attr)> {
-        self.link.pass(0);
+        self.link.pass();
         let made = self.inner.make_node(who, parent, name, mode, rdev)?;
         Ok(self.dated(made))
     }
@@ -365,22 +378,22 @@ impl Store for Simulated {
         name: &OsStr,
         target: &OsStr,
     ) -> Result<(Node, Attr)> {
-        self.link.pass(0);
+        self.link.pass();
         self.inner.make_symlink(who, parent, name, target)
     }
 
     fn link(&self, who: &Caller, node: &Node, parent: &Node, name: &OsStr) -> Result<Attr> {
-        self.link.pass(0);
+        self.link.pass();
         Ok(self.link.dated(self.inner.link(who, node, parent, name)?))
     }
 
     fn unlink(&self, who: &Caller, parent: &Node, name: &OsStr) -> Result<()> {
-        self.link.pass(0);
+        self.link.pass();
         self.inner.unlink(who, parent, name)
     }
 
     fn remove_dir(&self, who: &Caller, parent: &Node, name: &OsStr) -> Result<()> {
-        self.link.pass(0);
+        self.link.pass();
         self.inner.remove_dir(who, parent, name)
     }
 
@@ -391,12 +404,12 @@ impl Store for Simulated {
         to: (&Node, &OsStr),
         flags: u32,
     ) -> Result<()> {
-        self.link.pass(0);
+        self.link.pass();
         self.inner.rename(who, from, to, flags)
     }
 
     fn get_xattr(&self, who: &Caller, node: &Node, name: &OsStr) -> Result<Vec<u8>> {
-        self.link.pass(0);
+        self.link.pass();
         self.inner.get_xattr(who, node, name)
     }
 
@@ -408,27 +421,27 @@ impl Store for Simulated {
         value: &[u8],
         flags: i32,
     ) -> Result<()> {
-        self.link.pass(value.len() as u64);
+        self.link.pass();
         self.inner.set_xattr(who, node, name, value, flags)
     }
 
     fn list_xattr(&self, who: &Caller, node: &Node) -> Result<Vec<u8>> {
-        self.link.pass(0);
+        self.link.pass();
         self.inner.list_xattr(who, node)
     }
 
     fn remove_xattr(&self, who: &Caller, node: &Node, name: &OsStr) -> Result<()> {
-        self.link.pass(0);
+        self.link.pass();
         self.inner.remove_xattr(who, node, name)
     }
 
     fn sync_dir(&self, who: &Caller, node: &Node) -> Result<()> {
-        self.link.pass(0);
+        self.link.pass();
         self.inner.sync_dir(who, node)
     }
 
     fn stat_fs(&self, who: &Caller) -> Result<StatFs> {
-        self.link.pass(0);
+        self.link.pass();
         self.inner.stat_fs(who)
     }
 }
