@@ -61,10 +61,10 @@ impl Model {
                 97 => self.reopen(),
                 _ => self.write_at_end(),
             }
-            if step % 250 == 249 {
-                self.restart(step / 250);
-            }
             if step % 200 == 199 {
+                self.restart(step / 200);
+            }
+            if step % 300 == 299 {
                 self.compare();
             }
         }
@@ -181,12 +181,12 @@ fn model(limit: &str, len: u64, flags: &[&str], seed: u64, steps: usize) {
 
 #[test]
 fn an_image_holds_what_was_written_with_a_roomy_cache() {
-    model("1G", 3 * MIB + 1234, &[], 1, 2000);
+    model("1G", 3 * MIB + 1234, &[], 1, 1200);
 }
 
 #[test]
 fn an_image_holds_what_was_written_with_a_tiny_cache() {
-    model("16M", 26 * MIB, &[], 2, 2000);
+    model("16M", 26 * MIB, &[], 2, 1200);
 }
 
 #[test]

@@ -103,7 +103,7 @@ fn the_cache_never_exceeds_its_limit() {
     make_images(&world, 2, 32 * MIB);
     world.limit("20M").start();
     let watch = Watch::on(world.cache());
-    load(&world, 2, 32 * MIB, Rng::announced(21).next(), 400);
+    load(&world, 2, 32 * MIB, Rng::announced(21).next(), 200);
     let (used, _) = watch.end();
     assert!(used <= 20 * MIB, "{used} bytes used of {}", 20 * MIB);
     assert!(used >= 10 * MIB, "it caches: {used} bytes used");
@@ -126,7 +126,7 @@ fn eviction_keeps_the_limit_after_a_restart() {
     let watch_from = world.cache().to_owned();
     check_pattern(&world.mnt("disk0"), 0, 40 * MIB);
     let watch = Watch::on(&watch_from);
-    load(&world, 1, 40 * MIB, 22, 200);
+    load(&world, 1, 40 * MIB, 22, 120);
     let (used, _) = watch.end();
     assert!(used <= 16 * MIB, "{used} bytes used of {}", 16 * MIB);
 }
@@ -139,12 +139,12 @@ fn a_tenth_stays_free(kind: Type, mib: u64) {
     if !world.no_limit().loop_cache(kind, mib) {
         return;
     }
-    let len = mib * MIB;
+    let len = mib * MIB * 3 / 4;
     make_images(&world, 2, len);
     world.start();
     let watch = Watch::on(world.cache());
-    load(&world, 2, len, Rng::announced(23).next(), 500);
     check_pattern(&world.mnt("disk0"), 0, len);
+    load(&world, 2, len, Rng::announced(23).next(), 150);
     let (used, free_permille) = watch.end();
     assert!(free_permille >= 100, "only {free_permille} ‰ left free");
     assert!(used >= mib * MIB / 4, "it caches: {used} bytes used");
@@ -174,7 +174,7 @@ fn world_on_small_flash() -> Option<World> {
 
 /// All that a guest does, once more, then the truth in the store.
 fn goes_on(world: &mut World, seed: u64) {
-    load(world, 2, 24 * MIB, seed, 100);
+    load(world, 2, 24 * MIB, seed, 40);
     for image in 0..2 {
         check_pattern(&world.mnt(format!("disk{image}")), image, 24 * MIB);
         let file = open(&world.mnt(format!("disk{image}")), false);

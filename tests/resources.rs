@@ -19,7 +19,6 @@ const GROWTH_MAX: u64 = 100 * MIB;
 
 #[test]
 fn an_idle_daemon_does_nothing() {
-    let _turn = world::alone();
     let Some(mut world) = World::new() else {
         return;
     };
@@ -55,7 +54,6 @@ fn an_idle_daemon_does_nothing() {
 /// 512 opens read and write at once over a store that takes its time.
 #[test]
 fn memory_does_not_grow_with_traffic() {
-    let _turn = world::alone();
     let Some(mut world) = World::new() else {
         return;
     };
