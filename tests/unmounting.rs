@@ -127,6 +127,26 @@ fn a_background_mount_answers_when_the_command_returns() {
     wait_until(PATIENCE, "the daemon ends", ended);
 }
 
+/// umount returns before the daemon has settled what was just written; the next mount waits for it
+/// instead of finding the cache in use.
+#[test]
+fn a_mount_can_be_made_again_at_once() {
+    let Some(world) = World::new() else {
+        return;
+    };
+    for round in 0..3u8 {
+        let mut command = world.mount_command();
+        let output = within(PATIENCE, "mount", move || command.output());
+        let output = output.expect("flashside runs");
+        assert!(output.status.success(), "round {round}: {output:?}");
+        fs::write(world.mnt("disk"), [round; 4096]).expect("write");
+        assert_eq!(fs::read(world.mnt("disk")).expect("read"), [round; 4096]);
+        let output = run("umount", &[], world.mountpoint());
+        assert!(output.status.success(), "{output:?}");
+    }
+    assert_eq!(fs::read(world.store("disk")).expect("read"), [2; 4096]);
+}
+
 /// `--read-only` shows everything and changes nothing.
 #[test]
 fn a_read_only_mount_changes_nothing() {

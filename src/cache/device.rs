@@ -2,14 +2,16 @@
 //!
 //! # Bytes
 //! `DIR/flashside/device.json`: `{"version", "uuid", "store"}`; `DIR/flashside/lock`: flock'ed while
-//! in use; `DIR/flashside/images/<image id>/`: see [`super::entry`].
+//! in use, holds the mount point; `DIR/flashside/images/<image id>/`: see [`super::entry`].
 //!
 //! # Locking
 //! Counters are atomics; `module` is held for queue operations only.
 
+use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io;
+use std::io::{self, Read, Seek, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
@@ -18,7 +20,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use crate::config::CacheDevice;
+use crate::config::{CacheDevice, mountinfo};
 use crate::io::{ALIGN_BYTES, Buffer, DirectFile, file};
 use crate::module::Module;
 use crate::module::s3fifo::S3Fifo;
@@ -33,6 +35,9 @@ const EXT4: i64 = 0xef53;
 const XFS: i64 = 0x5846_5342;
 /// After an error a device is left alone for this long.
 const RETRY_AFTER: Duration = Duration::from_secs(10);
+/// A daemon that is ending has its last images settled by then.
+const ENDING_WAIT_MAX: Duration = Duration::from_secs(40);
+const ENDING_POLL: Duration = Duration::from_millis(50);
 /// Part of the filesystem that always stays free: one in this many bytes.
 const FREE_SHARE: u64 = 10;
 
@@ -72,7 +77,12 @@ struct Health {
 impl Device {
     /// Takes a directory into use for the store `store`. A device that cannot be written now is
     /// taken as suspect: the mount works without it.
-    pub fn open(config: &CacheDevice, store: &str, runtime_dir: &Path) -> Result<Device, Error> {
+    pub fn open(
+        config: &CacheDevice,
+        store: &str,
+        runtime_dir: &Path,
+        mountpoint: &Path,
+    ) -> Result<Device, Error> {
         let fail = |error| Error::Io(config.dir.clone(), error);
         check_filesystem(&config.dir)?;
         let root = config.dir.join("flashside");
@@ -89,7 +99,7 @@ impl Device {
             unbroken: false,
             _lock: None,
         };
-        match device.prepare(store, runtime_dir) {
+        match device.prepare(store, runtime_dir, mountpoint) {
             Ok(()) => Ok(device),
             Err(Error::Io(_, error)) if is_passing(&error) => {
                 device.report(&error);
@@ -100,12 +110,12 @@ impl Device {
         }
     }
 
-    fn prepare(&mut self, store: &str, runtime_dir: &Path) -> Result<(), Error> {
+    fn prepare(&mut self, store: &str, runtime_dir: &Path, mountpoint: &Path) -> Result<(), Error> {
         let fail = |error| Error::Io(self.dir.clone(), error);
         let mut builder = DirBuilder::new();
         builder.recursive(true).mode(0o700);
         builder.create(self.root.join("images")).map_err(fail)?;
-        self._lock = Some(lock(&self.root, &self.dir)?);
+        self._lock = Some(lock(&self.root, &self.dir, mountpoint)?);
         let uuid = self.join(store)?;
         self.probe()?;
         let (witness, unbroken) = Witness::open(runtime_dir, &uuid, &self.root);
@@ -299,24 +309,47 @@ fn filesystem_name(kind: i64) -> String {
     }
 }
 
-fn lock(root: &Path, dir: &Path) -> Result<File, Error> {
-    let file = OpenOptions::new()
+/// Locks the directory and writes down which mount uses it. A daemon whose mount is gone is about to end
+/// and is waited for: umount and mount again is one step to users.
+fn lock(root: &Path, dir: &Path, mountpoint: &Path) -> Result<File, Error> {
+    let fail = |error| Error::Io(dir.into(), error);
+    let mut file = OpenOptions::new()
+        .read(true)
         .write(true)
         .create(true)
         .truncate(false)
         .mode(0o600)
         .custom_flags(libc::O_CLOEXEC)
         .open(root.join("lock"))
-        .map_err(|error| Error::Io(dir.into(), error))?;
+        .map_err(fail)?;
+    let deadline = Instant::now() + ENDING_WAIT_MAX;
+    while !try_lock(&file).map_err(fail)? {
+        let mut holder = Vec::new();
+        file.rewind().map_err(fail)?;
+        file.read_to_end(&mut holder).map_err(fail)?;
+        let holder = PathBuf::from(OsString::from_vec(holder));
+        let mounts = mountinfo::flashside_mounts().map_err(fail)?;
+        if mounts.iter().any(|mount| mount.mountpoint == holder) || Instant::now() >= deadline {
+            return Err(Error::InUse(dir.into()));
+        }
+        std::thread::sleep(ENDING_POLL);
+    }
+    file.set_len(0).map_err(fail)?;
+    file.rewind().map_err(fail)?;
+    file.write_all(mountpoint.as_os_str().as_bytes())
+        .map_err(fail)?;
+    Ok(file)
+}
+
+/// False when somebody else has the lock.
+fn try_lock(file: &File) -> io::Result<bool> {
     // SAFETY: the descriptor is open for the whole call; no memory is passed.
-    match unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } {
-        0 => Ok(file),
-        _ => match io::Error::last_os_error() {
-            error if error.raw_os_error() == Some(libc::EWOULDBLOCK) => {
-                Err(Error::InUse(dir.into()))
-            }
-            error => Err(Error::Io(dir.into(), error)),
-        },
+    if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
+        return Ok(true);
+    }
+    match io::Error::last_os_error() {
+        error if error.raw_os_error() == Some(libc::EWOULDBLOCK) => Ok(false),
+        error => Err(error),
     }
 }
 

@@ -43,7 +43,12 @@ impl Pool {
         let runtime_dir = crate::config::runtime_dir();
         let mut devices = Vec::new();
         for device in &config.caches {
-            devices.push(Arc::new(Device::open(device, store, &runtime_dir)?));
+            devices.push(Arc::new(Device::open(
+                device,
+                store,
+                &runtime_dir,
+                &config.mountpoint,
+            )?));
         }
         let pool = Pool {
             devices,

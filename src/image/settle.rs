@@ -165,7 +165,9 @@ impl Image {
             self.unsynced.lock().extend(regions);
             return Err(error);
         }
-        entry.commit(&regions)?;
+        if !regions.is_empty() || entry.is_pending() {
+            entry.commit(&regions)?;
+        }
         if entry.is_unsettled()
             && let Some(file) = file
         {

@@ -2,15 +2,14 @@
 //!
 //! May touch: the mount table; runs fusermount3 where mounting is not our right.
 
-use std::ffi::{CString, OsString};
+use std::ffi::CString;
 use std::io;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// The filesystem type our mounts show in the mount table.
-pub const TYPE: &str = "fuse.flashside";
+use crate::config::mountinfo;
 
 /// What is mounted on a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,14 +24,13 @@ pub enum Occupant {
 
 /// Looks what is mounted on `dir`, an absolute path.
 pub fn occupant(dir: &Path) -> io::Result<Occupant> {
-    let table = std::fs::read("/proc/self/mountinfo")?;
-    let Some(kind) = type_mounted_on(&table, dir) else {
+    let Some(mount) = mountinfo::mounted_at(dir)? else {
         return Ok(Occupant::Nobody);
     };
-    if kind == TYPE && is_dead(dir) {
+    if mount.fs_type == mountinfo::FLASHSIDE && is_dead(dir) {
         return Ok(Occupant::DeadMount);
     }
-    Ok(Occupant::Filesystem(kind))
+    Ok(Occupant::Filesystem(mount.fs_type))
 }
 
 /// Takes away what a killed daemon left on `dir`; true if there was something.
@@ -110,60 +108,12 @@ fn is_dead(dir: &Path) -> bool {
     })
 }
 
-/// The type of the topmost filesystem on `dir`, by the text of a mountinfo file.
-fn type_mounted_on(table: &[u8], dir: &Path) -> Option<String> {
-    let mut found = None;
-    for line in table.split(|&byte| byte == b'\n') {
-        let fields: Vec<&[u8]> = line.split(|&byte| byte == b' ').collect();
-        let dash = fields.iter().position(|field| *field == b"-");
-        if let (Some(point), Some(dash)) = (fields.get(4), dash)
-            && let Some(kind) = fields.get(dash + 1)
-            && unescaped(point) == dir
-        {
-            found = Some(String::from_utf8_lossy(kind).into_owned());
-        }
-    }
-    found
-}
-
-/// The table writes blanks, newlines and backslashes as three octal digits.
-fn unescaped(field: &[u8]) -> PathBuf {
-    let mut path = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((&byte, after)) = rest.split_first() {
-        let octal = after
-            .get(..3)
-            .and_then(|digits| std::str::from_utf8(digits).ok());
-        let code = octal.and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        match (byte, code) {
-            (b'\\', Some(code)) => {
-                path.push(code);
-                rest = &after[3..];
-            }
-            _ => {
-                path.push(byte);
-                rest = after;
-            }
-        }
-    }
-    OsString::from_vec(path).into()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const TABLE: &[u8] = b"22 1 8:1 / / rw - ext4 /dev/sda1 rw\n\
-        40 22 0:50 / /mnt/a\\040b rw,nosuid shared:5 - fuse.flashside /srv rw,user_id=0\n\
-        41 22 0:51 / /mnt/twice rw - tmpfs none rw\n\
-        42 22 0:52 / /mnt/twice rw - xfs /dev/sdb rw\n";
-
     #[test]
-    fn the_topmost_mount_on_a_directory_is_found_also_with_blanks_in_its_path() {
-        let on = |path: &str| type_mounted_on(TABLE, Path::new(path));
-        assert_eq!(on("/mnt/a b").as_deref(), Some(TYPE));
-        assert_eq!(on("/mnt/twice").as_deref(), Some("xfs"));
-        assert_eq!(on("/mnt"), None);
+    fn an_occupant_is_named_by_its_type() {
         assert_eq!(
             occupant(Path::new("/proc")).ok(),
             Some(Occupant::Filesystem("proc".into()))
