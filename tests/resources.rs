@@ -62,7 +62,7 @@ fn memory_does_not_grow_with_traffic() {
     (0..IMAGES).for_each(|n| make_image(&world.store(name(n)), n, 4 * MIB));
     let latency = if long() { "2s" } else { "200ms" };
     let config = world.scratch("small.toml");
-    std::fs::write(&config, "write-buffer = \"64M\"\n").expect("a configuration");
+    std::fs::write(&config, "write-buffer = \"16M\"\n").expect("a configuration");
     let config = config.display().to_string();
     world.flags(&["--simulate-latency", latency, "--config", &config]);
     world.start();
@@ -95,7 +95,7 @@ fn memory_does_not_grow_with_traffic() {
         before / MIB,
         grown / MIB
     );
-    assert!(grown <= GROWTH_MAX + 64 * MIB, "{grown} bytes more");
+    assert!(grown <= GROWTH_MAX + 16 * MIB, "{grown} bytes more");
 }
 
 /// One guest: reads a MiB in one go, writes a block, somewhere.
