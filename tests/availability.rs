@@ -132,7 +132,7 @@ fn a_hanging_store_stops_nobody_who_does_not_need_it() {
     };
     let hang = Duration::from_secs(if long() { 120 } else { 15 });
     scene.world.faults().stop();
-    let reads: Vec<_> = (0..HANGING).map(|n| scene.miss(n)).collect();
+    let mut reads: Vec<_> = (0..HANGING).map(|n| scene.miss(n)).collect();
     let start = Instant::now();
     let mut round = 0;
     while start.elapsed() < hang {
@@ -149,7 +149,11 @@ fn a_hanging_store_stops_nobody_who_does_not_need_it() {
         round += 1;
         std::thread::sleep(Duration::from_millis(200));
     }
-    assert!(reads.iter().all(|read| !read.is_finished()));
+    for read in reads.extract_if(.., |read| read.is_finished()) {
+        let (got, took) = read.join().expect("a read does not panic");
+        let got = got.map(|data| data.len());
+        panic!("a read that needs the store ended after {took:?}: {got:?}");
+    }
     scene.world.faults().go_on();
     for (n, got) in join_all(reads, SOON * 4).into_iter().enumerate() {
         let at = cold_place(n as u64);

@@ -11,8 +11,10 @@ use world::World;
 use world::files::{BLOCK, MIB, age, make_image, open};
 use world::long;
 
-/// After the last write everything is durable, recorded and quiet by then.
-const SETTLED: Duration = Duration::from_secs(16);
+/// After the last write everything is durable and recorded by then.
+const SETTLED_MAX: Duration = Duration::from_secs(60);
+/// No request for this long: it is settled (the steps are at most 10 s apart).
+const QUIET: Duration = Duration::from_secs(11);
 
 /// The daemon may be 100 MiB larger under load than at rest, and what its configuration grants.
 const GROWTH_MAX: u64 = 100 * MIB;
@@ -33,9 +35,12 @@ fn an_idle_daemon_does_nothing() {
         file.write_all_at(&page, 8192).expect("write");
         file.sync_all().expect("fsync");
     }
-    std::thread::sleep(SETTLED);
     world.faults().heal();
-    world.faults().clear_log();
+    world::wait_until(SETTLED_MAX, "the store is left alone", || {
+        world.faults().clear_log();
+        std::thread::sleep(QUIET);
+        world.faults().requests().is_empty()
+    });
     let seconds = if long() { 60 } else { 10 };
     let (ticks, said) = (world.daemon().cpu_ticks(), world.daemon().said());
     std::thread::sleep(Duration::from_secs(seconds));

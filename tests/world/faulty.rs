@@ -78,9 +78,20 @@ impl FaultyStore {
         let _ = fs::remove_file(&self.log);
     }
 
-    /// The store hangs: every request waits.
+    /// The store hangs: every request waits. Returns when the last of its threads has stopped.
     pub fn stop(&self) {
         self.signal(libc::SIGSTOP);
+        wait_until(PATIENCE, "the store stops", || self.all_threads_stopped());
+    }
+
+    fn all_threads_stopped(&self) -> bool {
+        let child = self.child.as_ref().expect("the faulty store runs");
+        let tasks = fs::read_dir(format!("/proc/{}/task", child.id())).expect("it runs");
+        tasks.flatten().all(|task| {
+            let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            let state = stat.rsplit_once(") ").map(|(_, rest)| rest.as_bytes()[0]);
+            state == Some(b'T')
+        })
     }
 
     /// The store goes on where it stopped.
