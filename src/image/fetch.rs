@@ -18,12 +18,13 @@ use std::sync::atomic::Ordering;
 use parking_lot::Mutex;
 
 use crate::cache::pagemap::State;
-use crate::cache::{PAGE_BYTES, Pages, blocks_of};
+use crate::cache::{PAGE_BYTES, Pages};
 use crate::io::Buffer;
 use crate::store::{Error, Result, StoreFile};
 
 use super::Image;
 use super::counters::add;
+use super::handle::Handle;
 use super::lanes::overlap;
 use super::miss::Miss;
 
@@ -54,6 +55,8 @@ struct FetchState {
     waiters: Vec<(Arc<Miss>, Pages)>,
     /// The bytes, once read.
     bytes: Option<Arc<Buffer>>,
+    /// The version of the image that the bytes belong to.
+    era: Option<u64>,
     /// Nothing more comes: who found the fetch in the table before it left is too late.
     ended: bool,
 }
@@ -67,6 +70,7 @@ impl Fetch {
                 poisoned,
                 waiters: Vec::new(),
                 bytes: None,
+                era: None,
                 ended: false,
             }),
         }
@@ -96,11 +100,33 @@ impl Fetch {
         true
     }
 
+    /// Bytes it reads.
+    pub fn len_bytes(&self) -> usize {
+        ((self.pages.end - self.pages.start) * PAGE_BYTES) as usize
+    }
+
+    /// Its bytes, if they hold `pages` as they are now in the version `era`.
+    pub fn bytes_of(&self, pages: &Pages, era: Option<u64>) -> Option<Arc<Buffer>> {
+        let state = self.state.lock();
+        let covered = self.pages.start <= pages.start && pages.end <= self.pages.end;
+        let poisoned = state.poisoned.iter().any(|bad| overlap(bad, pages));
+        match covered && !poisoned && state.era == era {
+            true => state.bytes.clone(),
+            false => None,
+        }
+    }
+
+    /// Lets nobody join any more, and gives the bytes away.
+    pub fn take_bytes(&self) -> Option<Arc<Buffer>> {
+        let mut state = self.state.lock();
+        state.ended = true;
+        state.bytes.take()
+    }
+
     /// Lets nobody join any more; gives those who still wait.
     fn end(&self) -> Vec<(Arc<Miss>, Pages)> {
         let mut state = self.state.lock();
         state.ended = true;
-        state.bytes = None;
         std::mem::take(&mut state.waiters)
     }
 
@@ -133,26 +159,29 @@ impl Fetch {
 pub struct Registered {
     image: Arc<Image>,
     fetch: Arc<Fetch>,
+    /// A handle has taken the bytes over.
+    kept: bool,
 }
 
 impl Registered {
     /// Takes charge of `fetch`, which is in the lanes' table.
     pub fn new(image: Arc<Image>, fetch: Arc<Fetch>) -> Registered {
-        let registered = Registered { image, fetch };
+        let registered = Registered {
+            image,
+            fetch,
+            kept: false,
+        };
         let fetching = registered.image.fetching_bytes();
-        fetching.fetch_add(registered.len_bytes(), Ordering::AcqRel);
+        fetching.fetch_add(registered.fetch.len_bytes(), Ordering::AcqRel);
         registered
     }
 
-    fn len_bytes(&self) -> usize {
-        ((self.fetch.pages.end - self.fetch.pages.start) * PAGE_BYTES) as usize
-    }
-
-    /// Reads the store through `file` and does steps 2 to 5. Blocks.
-    pub fn run(self, file: &dyn StoreFile) -> Result<()> {
+    /// Reads the store through `file` and does steps 2 to 5; with `keep_for`, that handle is about to read
+    /// the bytes. Blocks.
+    pub fn run(mut self, file: &dyn StoreFile, keep_for: Option<&Handle>) -> Result<()> {
         let pages = self.fetch.pages.clone();
         let era = self.image.entry().map(|entry| entry.era());
-        let len = self.len_bytes();
+        let len = self.fetch.len_bytes();
         let mut buffer = self.image.buffers().take(len);
         let bytes = &mut buffer.bytes_mut()[..len];
         let read = file.read_at(bytes, pages.start * PAGE_BYTES);
@@ -170,6 +199,7 @@ impl Registered {
         let waiters = {
             let mut state = self.fetch.state.lock();
             state.bytes = Some(buffer.clone());
+            state.era = era;
             std::mem::take(&mut state.waiters)
         };
         for (miss, wanted) in waiters {
@@ -178,11 +208,8 @@ impl Registered {
         if let Some(era) = era {
             self.fill(era, &buffer);
         }
-        self.unregister();
-        self.fetch.end();
-        if let Ok(buffer) = Arc::try_unwrap(buffer) {
-            self.image.buffers().give(buffer);
-        }
+        drop(buffer);
+        self.kept = keep_for.is_some_and(|handle| handle.keep(&self.fetch));
         Ok(())
     }
 
@@ -202,30 +229,20 @@ impl Registered {
         }
         self.image.changed();
     }
-
-    /// Step 5.
-    fn unregister(&self) {
-        self.image.lanes.with(|state| {
-            for block in blocks_of(&self.fetch.pages) {
-                if state
-                    .fetches
-                    .get(&block)
-                    .is_some_and(|known| Arc::ptr_eq(known, &self.fetch))
-                {
-                    state.fetches.remove(&block);
-                }
-            }
-        });
-    }
 }
 
 impl Drop for Registered {
     fn drop(&mut self) {
         let fetching = self.image.fetching_bytes();
-        fetching.fetch_sub(self.len_bytes(), Ordering::AcqRel);
-        self.unregister();
+        fetching.fetch_sub(self.fetch.len_bytes(), Ordering::AcqRel);
+        self.image.lanes.unregister(&self.fetch);
         for (miss, _) in self.fetch.end() {
             miss.fail(Error::from_errno(libc::EIO));
+        }
+        if !self.kept
+            && let Some(Ok(buffer)) = self.fetch.take_bytes().map(Arc::try_unwrap)
+        {
+            self.image.buffers().give(buffer);
         }
     }
 }

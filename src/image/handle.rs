@@ -13,6 +13,7 @@
 //! Were 4 before 3, a crash in between would show the guest bytes that no other host will ever see;
 //! were 2 after 3, a power cut could bring the old bytes back.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -24,6 +25,7 @@ use crate::store::{Error, ImageId, Result, StoreFile};
 
 use super::budget::Permit;
 use super::counters::add;
+use super::kept::Kept;
 use super::lanes::Lane;
 use super::stream::Stream;
 use super::{Done, Image};
@@ -33,6 +35,8 @@ pub struct Handle {
     pub(super) image: Arc<Image>,
     pub(super) file: Arc<dyn StoreFile>,
     pub(super) stream: Mutex<Stream>,
+    /// What was read ahead for it.
+    pub(super) kept: Mutex<VecDeque<Kept>>,
     /// Written since the last flush through this handle.
     wrote: AtomicBool,
     released: AtomicBool,
@@ -44,6 +48,7 @@ impl Handle {
             image,
             file,
             stream: Mutex::default(),
+            kept: Mutex::default(),
             wrote: AtomicBool::new(false),
             released: AtomicBool::new(false),
         }
@@ -52,6 +57,10 @@ impl Handle {
     /// The image it opens.
     pub fn id(&self) -> ImageId {
         self.image.id
+    }
+
+    pub(super) fn is_released(&self) -> bool {
+        self.released.load(Ordering::Acquire)
     }
 
     /// Writes `data` at `offset_bytes`; acknowledged when the store has taken it.
@@ -285,6 +294,7 @@ impl Handle {
     /// The last close: the handle takes part in nothing any more.
     pub fn release(self: &Arc<Self>) {
         if !self.released.swap(true, Ordering::AcqRel) {
+            self.keep_nothing();
             self.image.released();
         }
     }

@@ -21,7 +21,7 @@ use super::handle::Handle;
 use super::status::ImageStatus;
 
 /// Large buffers kept for reuse.
-const BUFFERS_KEPT: usize = 8;
+const BUFFERS_KEPT: usize = 16;
 /// Threads for work on flash that is not done on a FUSE thread.
 const FLASH_THREADS: usize = 4;
 /// Jobs on flash that may wait; far more than the kernel has requests under way.
@@ -38,6 +38,7 @@ pub(super) struct Shared {
     pub readahead_max_bytes: u64,
     pub ahead_fetches: AtomicUsize,
     pub fetching_bytes: AtomicUsize,
+    pub kept_bytes: AtomicUsize,
     /// Of images that are open or cached.
     counters: DashMap<ImageId, Arc<Counters>>,
     work: Mutex<bool>,
@@ -106,6 +107,7 @@ impl Images {
             readahead_max_bytes: config.readahead_max_bytes,
             ahead_fetches: AtomicUsize::new(0),
             fetching_bytes: AtomicUsize::new(0),
+            kept_bytes: AtomicUsize::new(0),
             counters: DashMap::new(),
             work: Mutex::new(false),
             work_came: Condvar::new(),

@@ -33,6 +33,8 @@ pub struct State {
     waiting: VecDeque<(u64, Pages, Start)>,
     /// Fetches under way, by each of their blocks.
     pub fetches: HashMap<u64, Arc<Fetch>>,
+    /// Fetches that have ended and are kept for a reader, by each of their blocks.
+    kept: HashMap<u64, Arc<Fetch>>,
 }
 
 /// The right to touch some pages; ends when dropped.
@@ -88,6 +90,31 @@ impl Lanes {
         (lane, granted)
     }
 
+    /// Keeps a fetch in sight after its end: writes go on poisoning it.
+    pub fn keep(&self, fetch: &Arc<Fetch>) {
+        let mut state = self.state.lock();
+        for block in blocks_of(&fetch.pages) {
+            state.kept.insert(block, fetch.clone());
+        }
+    }
+
+    /// Lets go of a kept fetch.
+    pub fn unkeep(&self, fetch: &Arc<Fetch>) {
+        let mut state = self.state.lock();
+        let state = &mut *state;
+        forget_fetch(&mut state.kept, fetch);
+    }
+
+    /// The kept fetch that brought `block`.
+    pub fn kept(&self, block: u64) -> Option<Arc<Fetch>> {
+        self.state.lock().kept.get(&block).cloned()
+    }
+
+    /// Takes a fetch out of those under way.
+    pub fn unregister(&self, fetch: &Arc<Fetch>) {
+        forget_fetch(&mut self.state.lock().fetches, fetch);
+    }
+
     /// Looks at, or changes, the fetches under way.
     pub fn with<R>(&self, look: impl FnOnce(&mut State) -> R) -> R {
         look(&mut self.state.lock())
@@ -117,6 +144,7 @@ impl State {
     }
 
     fn poison(&self, pages: &Pages) {
+        self.kept.values().for_each(|fetch| fetch.poison(pages));
         let blocks = blocks_of(pages);
         if blocks.end - blocks.start > self.fetches.len() as u64 {
             self.fetches.values().for_each(|fetch| fetch.poison(pages));
@@ -163,6 +191,17 @@ impl Drop for Lane {
                 lanes: self.lanes.clone(),
                 id,
             });
+        }
+    }
+}
+
+fn forget_fetch(table: &mut HashMap<u64, Arc<Fetch>>, fetch: &Arc<Fetch>) {
+    for block in blocks_of(&fetch.pages) {
+        if table
+            .get(&block)
+            .is_some_and(|known| Arc::ptr_eq(known, fetch))
+        {
+            table.remove(&block);
         }
     }
 }

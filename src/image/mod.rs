@@ -13,6 +13,7 @@ mod counters;
 mod fetch;
 mod handle;
 mod images;
+mod kept;
 mod lanes;
 mod miss;
 mod read;
@@ -122,6 +123,11 @@ impl Image {
     /// Bytes of all fetches that are begun.
     fn fetching_bytes(&self) -> &AtomicUsize {
         &self.shared.fetching_bytes
+    }
+
+    /// Bytes of all fetches that are kept.
+    fn kept_bytes(&self) -> &AtomicUsize {
+        &self.shared.kept_bytes
     }
 
     fn ahead_fetches(&self) -> &AtomicUsize {

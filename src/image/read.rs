@@ -62,7 +62,9 @@ impl Handle {
         add(&counters.read_bytes, len_bytes as u64);
         let pages = pages_touched(offset_bytes, len_bytes as u64);
         let ahead = self.follow_stream(offset_bytes, len_bytes as u64, &pages);
-        let done = match self.read_fast(offset_bytes, len_bytes, done) {
+        let kept = self.read_kept(offset_bytes, len_bytes, &pages, done);
+        let fast = kept.and_then(|done| self.read_fast(offset_bytes, len_bytes, done));
+        let done = match fast {
             None => {
                 add(&counters.read_hits, 1);
                 return self.read_ahead(ahead);
@@ -149,7 +151,7 @@ impl Handle {
             }
         }
         for fetch in plan.begin {
-            self.start(fetch, "fetch", || {});
+            self.start(fetch, None, || {});
         }
         miss.begun();
     }
@@ -158,12 +160,16 @@ impl Handle {
     fn start(
         self: &Arc<Self>,
         fetch: Arc<Fetch>,
-        what: &'static str,
+        keep_for: Option<Arc<Handle>>,
         ended: impl FnOnce() + Send + 'static,
     ) {
         let registered = Registered::new(self.image.clone(), fetch);
         let file = self.file.clone();
-        let work = move || registered.run(file.as_ref());
+        let what = match keep_for {
+            Some(_) => "readahead",
+            None => "fetch",
+        };
+        let work = move || registered.run(file.as_ref(), keep_for.as_deref());
         self.image
             .store_executor()
             .submit(what, work, move |_| ended());
@@ -174,6 +180,9 @@ impl Handle {
     fn follow_stream(&self, offset_bytes: u64, len_bytes: u64, pages: &Pages) -> Pages {
         let window = self.image.readahead_max_bytes();
         let advice = self.stream.lock().read(offset_bytes, len_bytes, window);
+        if advice.jumps {
+            self.keep_nothing();
+        }
         if let Some(entry) = self.image.entry() {
             let from = match advice.continues_block {
                 true => pages.start.next_multiple_of(PAGES_PER_BLOCK),
@@ -201,7 +210,7 @@ impl Handle {
         ahead.fetch_sub(AHEAD_FETCHES_MAX - begin.len(), Ordering::AcqRel);
         for fetch in begin {
             let image = self.image.clone();
-            self.start(fetch, "readahead", move || {
+            self.start(fetch, Some(self.clone()), move || {
                 image.ahead_fetches().fetch_sub(1, Ordering::AcqRel);
             });
         }

@@ -19,6 +19,8 @@ pub struct Stream {
 pub struct Advice {
     /// The read goes on in the block where the one before ended: not a new use of it.
     pub continues_block: bool,
+    /// The read does not follow the one before.
+    pub jumps: bool,
     /// Bytes to read ahead, possibly none.
     pub ahead: std::ops::Range<u64>,
 }
@@ -36,6 +38,7 @@ impl Stream {
             self.ahead_bytes = end;
             return Advice {
                 continues_block,
+                jumps: !sequential,
                 ahead: end..end,
             };
         }
@@ -48,12 +51,14 @@ impl Stream {
         if !worth_it {
             return Advice {
                 continues_block,
+                jumps: !sequential,
                 ahead: end..end,
             };
         }
         self.ahead_bytes = target;
         Advice {
             continues_block,
+            jumps: false,
             ahead: from..target,
         }
     }
