@@ -4,11 +4,11 @@ mod world;
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::Command;
 use std::time::Duration;
 
 use world::files::{MIB, assert_same, get_xattr, open, pattern, write_at};
-use world::{PATIENCE, World, is_mounted, wait_until, within};
+use world::{PATIENCE, World, is_mounted, unmount_by, wait_until, within};
 
 /// Writes without fsync, leaves by `leave`, and looks at what is left.
 fn leaves_nothing_behind(leave: impl FnOnce(&World)) {
@@ -39,17 +39,10 @@ fn leaves_nothing_behind(leave: impl FnOnce(&World)) {
     assert_same(&again, &stored, 0);
 }
 
-fn run(program: &'static str, args: &'static [&'static str], path: PathBuf) -> Output {
-    let mut command = Command::new(program);
-    command.args(args).arg(path);
-    let output = within(PATIENCE, program, move || command.output());
-    output.unwrap_or_else(|error| panic!("{program}: {error}"))
-}
-
 #[test]
 fn umount_leaves_nothing_behind() {
     leaves_nothing_behind(|world| {
-        let output = run("umount", &[], world.mountpoint());
+        let output = unmount_by(&["umount"], &world.mountpoint());
         assert!(output.status.success(), "{output:?}");
     });
 }
@@ -60,7 +53,7 @@ fn fusermount_leaves_nothing_behind() {
         return println!("skipped: needs fusermount3");
     }
     leaves_nothing_behind(|world| {
-        let output = run("fusermount3", &["-u"], world.mountpoint());
+        let output = unmount_by(&["fusermount3", "-u"], &world.mountpoint());
         assert!(output.status.success(), "{output:?}");
     });
 }
@@ -99,7 +92,7 @@ fn a_busy_mount_refuses_umount_and_goes_on() {
     };
     world.start();
     let file = fs::File::create(world.mnt("disk")).expect("create");
-    let output = run("umount", &[], world.mountpoint());
+    let output = unmount_by(&["umount"], &world.mountpoint());
     assert!(!output.status.success());
     write_at(&file, 0, b"still here").expect("write");
     assert_eq!(fs::read(world.mnt("disk")).expect("read"), b"still here");
@@ -120,7 +113,7 @@ fn a_background_mount_answers_when_the_command_returns() {
     assert!(output.status.success(), "{output:?}");
     assert_eq!(fs::read(world.mnt("disk")).expect("read"), b"here");
     let pid = world.status()["pid"].as_u64().expect("a pid");
-    let output = run("umount", &[], world.mountpoint());
+    let output = unmount_by(&["umount"], &world.mountpoint());
     assert!(output.status.success(), "{output:?}");
     let process = PathBuf::from(format!("/proc/{pid}/fd"));
     let ended = || fs::read_dir(&process).map_or(true, |mut fds| fds.next().is_none());
@@ -141,7 +134,7 @@ fn a_mount_can_be_made_again_at_once() {
         assert!(output.status.success(), "round {round}: {output:?}");
         fs::write(world.mnt("disk"), [round; 4096]).expect("write");
         assert_eq!(fs::read(world.mnt("disk")).expect("read"), [round; 4096]);
-        let output = run("umount", &[], world.mountpoint());
+        let output = unmount_by(&["umount"], &world.mountpoint());
         assert!(output.status.success(), "{output:?}");
     }
     assert_eq!(fs::read(world.store("disk")).expect("read"), [2; 4096]);

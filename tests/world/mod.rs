@@ -239,11 +239,7 @@ impl World {
     /// umount(8), then waits for the daemon to end with exit status 0.
     pub fn unmount(&mut self) {
         let daemon = self.daemon.take().expect("started");
-        let mountpoint = self.mountpoint();
-        let done = within(PATIENCE, "umount", move || {
-            let umount = Command::new("umount").arg(mountpoint).output();
-            umount.expect("umount(8) runs")
-        });
+        let done = unmount_by(&["umount"], &self.mountpoint());
         assert!(done.status.success(), "umount: {}", text(&done.stderr));
         daemon.expect_clean_exit();
     }
@@ -325,6 +321,23 @@ pub fn cannot_mount() -> Option<&'static str> {
         .write(true)
         .open("/dev/fuse");
     fuse.is_err().then_some("needs /dev/fuse")
+}
+
+/// Runs a program that unmounts `path`. Tries again for a while when the mount is busy: another
+/// test's child holds our descriptors between its fork and its exec.
+pub fn unmount_by(program: &'static [&'static str], path: &Path) -> std::process::Output {
+    let start = Instant::now();
+    loop {
+        let mut command = Command::new(program[0]);
+        command.args(&program[1..]).arg(path);
+        let output = within(PATIENCE, program[0], move || command.output());
+        let output = output.unwrap_or_else(|error| panic!("{}: {error}", program[0]));
+        let busy = text(&output.stderr).contains("busy");
+        if !busy || start.elapsed() > PATIENCE / 4 {
+            return output;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 /// Takes every mount away from `path`, busy or not.
