@@ -5,6 +5,7 @@
 #
 #   tests/suites.sh [fsx] [pjdfstest] [fio]       all of them without words
 #   FLASHSIDE=path        the binary; else the one in the target directory
+#   FSX_WAYS=way          buffered or O_DIRECT; else both, side by side
 #   FSX_OPS, FSX_SEEDS    operations and seeds, e.g. FSX_OPS=20000 FSX_SEEDS="1 2 3 4 5"
 #   SUITES_DIR=dir        where the temp directory goes; ext4 or XFS
 #
@@ -17,7 +18,7 @@ PATH=$PATH:$HOME/.cargo/bin
 FSX_OPS=${FSX_OPS:-5000}
 FSX_SEEDS=${FSX_SEEDS:-1}
 
-work= daemon=
+work= daemon= children=
 
 fail() {
     echo "FAILED $*" >&2
@@ -35,6 +36,9 @@ missing() { # program, how to get it
 
 cleanup() {
     trap - EXIT INT TERM
+    for child in $children; do
+        kill -TERM "$child" 2>/dev/null && wait "$child"
+    done
     [ -n "$work" ] || return 0
     umount -l "$work/mnt" 2>/dev/null
     [ -z "$daemon" ] || kill -9 "$daemon" 2>/dev/null
@@ -111,20 +115,39 @@ fsx_once() { # name of the way, seed
 
 run_fsx() {
     missing fsx "cargo install --locked fsx" && return
-    fsx_config >"$work/fsx.toml"
-    ways=buffered
-    if command -v cc >/dev/null; then
-        cc -shared -fPIC -o "$work/o_direct.so" "$root/tests/o_direct.c" -ldl || fail "cc"
-        ways="buffered O_DIRECT"
-    else
+    ways=${FSX_WAYS:-buffered O_DIRECT}
+    if ! command -v cc >/dev/null; then
         echo "skipped: fsx with O_DIRECT needs a C compiler"
+        ways=buffered
     fi
+    case $ways in
+    *" "*) run_fsx_ways ;;
+    *) run_fsx_way "$ways" ;;
+    esac
+}
+
+# Side by side: each waits for the mount most of the time.
+run_fsx_ways() {
+    children=
     for way in $ways; do
-        for seed in $FSX_SEEDS; do
-            fsx_once $way "$seed"
-        done
-        echo "ok fsx $way: $FSX_OPS operations, seeds $FSX_SEEDS"
+        FSX_WAYS=$way "$root/tests/suites.sh" fsx &
+        children="$children $!"
     done
+    for child in $children; do
+        wait "$child" || fail "fsx"
+    done
+    children=
+}
+
+run_fsx_way() {
+    fsx_config >"$work/fsx.toml"
+    if [ "$1" = O_DIRECT ]; then
+        cc -shared -fPIC -o "$work/o_direct.so" "$root/tests/o_direct.c" -ldl || fail "cc"
+    fi
+    for seed in $FSX_SEEDS; do
+        fsx_once "$1" "$seed"
+    done
+    echo "ok fsx $1: $FSX_OPS operations, seeds $FSX_SEEDS"
 }
 
 pjdfstest_config() {
