@@ -16,14 +16,16 @@
 //! `state` is never held across I/O: one caller flushes for all, the others wait for it on `flushed`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
+
+use crate::io::file;
 
 /// Bytes of an image that one mark stands for.
 pub const REGION_BYTES: u64 = 1 << 20;
@@ -72,14 +74,7 @@ struct Region {
 impl Doubt {
     /// Opens or creates the file; gives the regions marked in it.
     pub fn open(path: &Path, durable: bool) -> io::Result<(Doubt, Vec<u32>)> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(libc::O_CLOEXEC | libc::O_NOFOLLOW)
-            .open(path)?;
+        let file = file::open_private(path)?;
         let mut bytes = vec![0; usize::try_from(file.metadata()?.len()).unwrap_or(0)];
         file.read_exact_at(&mut bytes, 0)?;
         let mut state = State::default();

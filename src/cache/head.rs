@@ -25,13 +25,14 @@
 //! [`UNTRUSTED`]: the validator was too young to tell versions apart; without it being renewed the
 //! pages are void.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::io::file;
 use crate::store::{ImageId, Timestamp, Validator};
 
 const MAGIC: &[u8; 8] = b"FLSHEAD1";
@@ -62,14 +63,7 @@ pub struct HeadFile {
 impl HeadFile {
     /// Opens or creates the file; gives the head it holds, if one is valid.
     pub fn open(path: &Path) -> io::Result<(HeadFile, Option<Head>)> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(libc::O_CLOEXEC | libc::O_NOFOLLOW)
-            .open(path)?;
+        let file = file::open_private(path)?;
         let latest = (0..2)
             .filter_map(|slot| read_slot(&file, slot))
             .max_by_key(|(generation, _)| *generation);
@@ -197,7 +191,7 @@ mod tests {
         assert_eq!(HeadFile::open(&path).expect("open").1, Some(head(2)));
         // Generation 3 would go to slot 1; tear it.
         file.write(&head(3)).expect("write");
-        let raw = OpenOptions::new().write(true).open(&path).expect("open");
+        let raw = file::open_private(&path).expect("open");
         raw.write_all_at(&[0xff; 512], 4096 + 512).expect("tear");
         assert_eq!(HeadFile::open(&path).expect("open").1, Some(head(2)));
     }

@@ -15,9 +15,9 @@
 //! the page left the map in memory. Records go through the page cache; [`super::commit`] makes them
 //! durable, after the data. Eight aligned bytes never straddle a sector, so a record is whole or old.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
@@ -53,14 +53,7 @@ pub struct Records {
 impl Records {
     /// Opens or creates the file.
     pub fn open(path: &Path) -> io::Result<Records> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(libc::O_CLOEXEC | libc::O_NOFOLLOW)
-            .open(path)?;
+        let file = file::open_private(path)?;
         Ok(Records { file })
     }
 

@@ -69,6 +69,18 @@ impl DirectFile {
     }
 }
 
+/// Opens or creates `path` for reading and writing through the page cache, private to this user.
+pub fn open_private(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(libc::O_CLOEXEC | libc::O_NOFOLLOW)
+        .open(path)
+}
+
 /// Gives the space of a range of `file` back without changing its length.
 pub fn punch(file: &File, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
     let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
