@@ -32,7 +32,7 @@ const WRITE_BUFFER_MIN: u64 = 16 << 20;
 /// Threads inside store calls unless configured: the requests in flight towards a slow store.
 const STORE_THREADS_DEFAULT: usize = 64;
 /// Threads reading from the kernel unless configured; each has a request buffer of its own.
-const FUSE_THREADS_DEFAULT: usize = 4;
+const FUSE_THREADS_DEFAULT: usize = 8;
 /// Threads of one kind at most; past it a host runs out of memory before it gets faster.
 const THREADS_MAX: usize = 1024;
 
