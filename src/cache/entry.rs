@@ -14,7 +14,8 @@
 //! the image; here only eviction and inserts are kept apart ([`super::claims`]).
 //!
 //! # Locking
-//! `files` is held to clone an `Arc`. No lock is held across I/O.
+//! `files` is held to clone an `Arc`. One lock is held across I/O: `creating`, while the four files of an
+//! image are made, once in its life; whoever finds them made never takes it.
 
 use std::fs;
 use std::io;

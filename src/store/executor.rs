@@ -215,11 +215,6 @@ impl Executor {
         }
     }
 
-    /// Jobs not yet completed.
-    pub fn pending(&self) -> usize {
-        self.shared.pending.lock().len()
-    }
-
     /// Registers a wait whose work comes later, with [`Parked::run`] or [`Parked::answer`]; the deadline
     /// runs from now.
     pub fn park<T: Send + 'static>(
