@@ -12,6 +12,7 @@ pub mod error;
 pub mod executor;
 pub mod identity;
 pub mod simulate;
+pub mod walk;
 
 use std::any::Any;
 use std::ffi::{OsStr, OsString};
