@@ -268,7 +268,11 @@ impl Pool {
 impl Heat for Pool {
     fn heat(&self, key: Key) -> Option<u8> {
         let entry = self.of_key(key)?;
-        let heat = entry.map.heat(block_of(key));
+        // Held blocks leave the module and return when the hold ends.
+        let heat = match entry.is_held() {
+            true => None,
+            false => entry.map.heat(block_of(key)),
+        };
         if heat.is_none() {
             entry.map.set_unqueued(block_of(key));
         }

@@ -85,10 +85,16 @@ fn load_entry(
         records.sync()?;
         doubt.clear(&marked)?;
     }
+    let data = DirectFile::open(&dir.join("data"))?;
+    // A file that was held when the daemon died ends with the image: it gets whole pages again.
+    let len_bytes = data.len()?;
+    if !len_bytes.is_multiple_of(PAGE_BYTES) {
+        data.set_len(len_bytes.next_multiple_of(PAGE_BYTES))?;
+    }
     let seq = findings.seq_max.max(head.committed).max(head.valid_from) + 1;
     let entry = Entry::new(id, number, device.clone(), head, seq, durable_marks);
     *entry.files.write() = Some(Arc::new(Files {
-        data: DirectFile::open(&dir.join("data"))?,
+        data,
         records,
         head: head_file,
         doubt,

@@ -17,6 +17,7 @@ mod kept;
 mod lanes;
 mod miss;
 mod read;
+pub mod settings;
 mod settle;
 pub mod status;
 mod stream;
