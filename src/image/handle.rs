@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 
 use crate::cache::{Entry, Pages, pages_touched};
 use crate::io::Buffer;
-use crate::store::{Error, ImageId, Result, StoreFile};
+use crate::store::{Error, ImageId, Result, StoreFile, Validator};
 
 use super::budget::Permit;
 use super::counters::add;
@@ -34,6 +34,8 @@ use super::{Done, Image};
 pub struct Handle {
     pub(super) image: Arc<Image>,
     pub(super) file: Arc<dyn StoreFile>,
+    /// The version that was found when it was opened.
+    pub(super) opened_as: Validator,
     pub(super) stream: Mutex<Stream>,
     /// What was read ahead for it.
     pub(super) kept: Mutex<VecDeque<Kept>>,
@@ -43,10 +45,11 @@ pub struct Handle {
 }
 
 impl Handle {
-    pub(super) fn new(image: Arc<Image>, file: Arc<dyn StoreFile>) -> Handle {
+    pub(super) fn new(image: Arc<Image>, file: Arc<dyn StoreFile>, opened_as: Validator) -> Handle {
         Handle {
             image,
             file,
+            opened_as,
             stream: Mutex::default(),
             kept: Mutex::default(),
             wrote: AtomicBool::new(false),

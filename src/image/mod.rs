@@ -12,10 +12,13 @@ mod budget;
 mod counters;
 mod fetch;
 mod handle;
+mod hold;
 mod images;
+pub mod immutable;
 mod kept;
 mod lanes;
 mod miss;
+pub mod plane;
 mod read;
 pub mod settings;
 mod settle;
@@ -36,6 +39,7 @@ use crate::store::{Error, ImageId, StoreFile};
 use budget::Budget;
 use counters::Counters;
 pub use handle::Handle;
+pub use hold::HeldImage;
 pub use images::Images;
 use images::Shared;
 use lanes::Lanes;
@@ -58,6 +62,8 @@ pub(crate) struct Image {
     /// A file to settle with: the latest opened one that can write, or any.
     file: Mutex<Option<Arc<dyn StoreFile>>>,
     settling: AtomicBool,
+    /// Being verified in the background.
+    verifying: AtomicBool,
     settled_at: Mutex<Instant>,
     /// Regions whose store fsync failed; tried again.
     unsynced: Mutex<Vec<u32>>,
@@ -78,6 +84,7 @@ impl Image {
             handles: AtomicUsize::new(0),
             file: Mutex::new(None),
             settling: AtomicBool::new(false),
+            verifying: AtomicBool::new(false),
             settled_at: Mutex::new(Instant::now()),
             unsynced: Mutex::default(),
             removed: AtomicBool::new(false),

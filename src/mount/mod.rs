@@ -11,6 +11,7 @@
 //! [`serve`] returns; after that nothing of the mount is used any more.
 
 mod answer;
+mod backing;
 mod caller;
 mod core;
 mod files;
@@ -19,6 +20,7 @@ mod kernel;
 mod listing;
 mod names;
 mod nodes;
+mod plane;
 mod point;
 mod portable;
 mod stat;
@@ -78,6 +80,7 @@ pub fn serve(
     let notifier = || Arc::new(session.notifier()) as Arc<dyn Kernel>;
     let kernel = core.kernel.get_or_init(notifier).clone();
     let forgetter = start_forgetter(core.clone(), kernel);
+    core.planes.begin(portable::device());
     core.learn_root();
     ready();
     let _ = end.recv(); // an error: the sender was dropped with the last FUSE thread
