@@ -418,17 +418,14 @@ fn eviction_does_not_touch_what_the_kernel_reads() {
     assert!(last > 4 * MIB, "the others have room: {last}");
     drop(file);
     closed(&world, "golden");
-    // Free again: now the others may take its place.
-    for round in 0..3 {
-        for other in 0..others {
+    // Free again: others that are used more take its place.
+    let left = (0..20).find(|_| {
+        for other in [0, 1, 2, 0, 1, 2] {
             check_pattern(&world.mnt(format!("other-{other}")), 10 + other, 8 * MIB);
         }
-        println!(
-            "round {round}: {} left",
-            world.count("golden", "resident_bytes")
-        );
-    }
-    assert!(world.count("golden", "resident_bytes") < resident);
+        world.count("golden", "resident_bytes") < resident
+    });
+    assert!(left.is_some(), "what was held once is never evicted");
     assert!(world.status()["pool"]["used_bytes"].as_u64() <= Some(24 * MIB));
 }
 
