@@ -37,6 +37,8 @@ pub enum NotHeld {
     NotWhole,
     /// So much is held already that other images would find no room.
     NoRoom,
+    /// A reader of an earlier mount still has the file.
+    Frozen,
     /// Flash failed.
     Failed,
 }
@@ -47,6 +49,8 @@ pub(super) struct Holds {
     state: Mutex<HoldState>,
     changed: Condvar,
     held: AtomicBool,
+    /// The hold is that of a reader of an earlier mount ([`super::orphan`]).
+    pub(super) frozen: AtomicBool,
 }
 
 #[derive(Default)]
@@ -103,6 +107,18 @@ impl Entry {
             .unwrap_or(Ok(()))
     }
 
+    /// A file that was held when the daemon died ends with the image: it gets whole pages again.
+    pub(super) fn whole_pages_again(&self) -> io::Result<()> {
+        let Some(files) = self.files() else {
+            return Ok(());
+        };
+        let len_bytes = files.data.len()?;
+        match len_bytes.is_multiple_of(PAGE_BYTES) {
+            true => Ok(()),
+            false => self.set_data_len(&files, len_bytes),
+        }
+    }
+
     /// Gives the space of the whole cache file back; while held, when the hold ends.
     pub(super) fn empty_data(&self, files: &Files) -> io::Result<()> {
         let empty = || {
@@ -140,6 +156,9 @@ impl Entry {
     }
 
     fn begin_hold(&self) -> Result<(), NotHeld> {
+        if self.stays_frozen() {
+            return Err(NotHeld::Frozen);
+        }
         let mut state = self.holds.turn();
         if state.count > 0 {
             return match self.is_whole() {
@@ -188,7 +207,7 @@ impl Entry {
         usable && self.map.state(&pages) == State::Ready
     }
 
-    fn end_hold(&self) {
+    pub(super) fn end_hold(&self) {
         let mut state = self.holds.turn();
         if state.count > 1 {
             state.count -= 1;
@@ -242,6 +261,13 @@ impl Entry {
 }
 
 impl Holds {
+    /// Begins the hold of a reader that was there before us. Nobody else knows the entry yet.
+    pub(super) fn freeze(&self) {
+        self.state.lock().count = 1;
+        self.held.store(true, Ordering::SeqCst);
+        self.frozen.store(true, Ordering::Release);
+    }
+
     /// The state, when nobody is changing the file.
     fn turn(&self) -> parking_lot::MutexGuard<'_, HoldState> {
         let mut state = self.state.lock();

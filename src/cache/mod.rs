@@ -12,6 +12,7 @@ pub mod entry;
 pub mod head;
 pub mod hit;
 pub mod hold;
+pub mod orphan;
 pub mod pagemap;
 pub mod pool;
 pub mod records;

@@ -7,7 +7,8 @@
 //! ([`super::version`]).
 //!
 //! # Order of steps
-//! Void records are zeroed and durable before the in-doubt marks that voided them are cleared, so a
+//! - What a reader of an earlier mount still has open is frozen before anything else ([`super::orphan`]).
+//! - //! Void records are zeroed and durable before the in-doubt marks that voided them are cleared, so a
 //! crash in here leads to the same result the next time.
 
 use std::fs;
@@ -85,21 +86,17 @@ fn load_entry(
         records.sync()?;
         doubt.clear(&marked)?;
     }
-    let data = DirectFile::open(&dir.join("data"))?;
-    // A file that was held when the daemon died ends with the image: it gets whole pages again.
-    let len_bytes = data.len()?;
-    if !len_bytes.is_multiple_of(PAGE_BYTES) {
-        data.set_len(len_bytes.next_multiple_of(PAGE_BYTES))?;
-    }
     let seq = findings.seq_max.max(head.committed).max(head.valid_from) + 1;
     let entry = Entry::new(id, number, device.clone(), head, seq, durable_marks);
     *entry.files.write() = Some(Arc::new(Files {
-        data,
+        data: DirectFile::open(&dir.join("data"))?,
         records,
         head: head_file,
         doubt,
         account: std::sync::OnceLock::new(),
     }));
+    entry.freeze_if_shared();
+    entry.whole_pages_again()?;
     entry.version.set_recovered(Recovered { testimony });
     entry.adopt(&findings.good);
     Ok(Some(entry))

@@ -209,6 +209,8 @@ fn prepare_process() {
     // SAFETY: umask cannot fail; mallopt takes plain numbers; the pointers are to live structs.
     unsafe {
         libc::umask(0);
+        // Tells that a lease is wanted back; ours are given back at once (cache/orphan.rs).
+        libc::signal(libc::SIGIO, libc::SIG_IGN);
         // Large buffers go back to the system when freed, and threads share few heaps: memory is
         // bounded by what is in use, not by what was (rule 13).
         libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE_BUFFER_BYTES);

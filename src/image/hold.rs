@@ -97,6 +97,7 @@ impl Handle {
         let held = entry.hold().map_err(|why| match why {
             NotHeld::NotWhole => Why::NotWhole,
             NotHeld::NoRoom => Why::NoRoom,
+            NotHeld::Frozen => Why::Frozen,
             NotHeld::Failed => Why::Failed,
         })?;
         Ok(HeldImage {

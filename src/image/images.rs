@@ -87,7 +87,8 @@ impl Images {
         pool: Arc<Pool>,
         store_is_local: bool,
     ) -> std::io::Result<Arc<Images>> {
-        let awake = Arc::new(AtomicBool::new(false));
+        let orphans = pool.all().iter().any(|entry| entry.is_frozen());
+        let awake = Arc::new(AtomicBool::new(orphans));
         let flash_limits = Limits {
             threads_max: FLASH_THREADS,
             queue_max: FLASH_QUEUE,
@@ -202,6 +203,7 @@ impl Images {
             image.grow_to(attr.size_bytes);
         }
         if let Some(entry) = self.shared.pool.entry(&found, name) {
+            entry.stays_frozen(); // looked at now, because somebody comes to use it
             if entry.admit(&found, name) == Validated::Renewed {
                 self.shared.nudge();
             }

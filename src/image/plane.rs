@@ -44,11 +44,12 @@ pub enum Why {
     NotVerified,
     Changed,
     NoRoom,
+    Frozen,
     Failed,
 }
 
 impl Why {
-    const ALL: [Why; 10] = [
+    const ALL: [Why; 11] = [
         Why::Writing,
         Why::NotImmutable,
         Why::Off,
@@ -58,6 +59,7 @@ impl Why {
         Why::NotVerified,
         Why::Changed,
         Why::NoRoom,
+        Why::Frozen,
         Why::Failed,
     ];
 
@@ -73,6 +75,7 @@ impl Why {
             Why::NotVerified => "not verified yet",
             Why::Changed => "changed a moment ago",
             Why::NoRoom => "too much of the cache is pinned",
+            Why::Frozen => "a reader of an earlier mount has the cache file",
             Why::Failed => "the cache device failed",
         }
     }

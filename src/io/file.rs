@@ -67,6 +67,23 @@ impl DirectFile {
         self.file.as_raw_fd()
     }
 
+    /// Whether somebody else has the file open, this process through another descriptor included.
+    pub fn is_shared(&self) -> io::Result<bool> {
+        match self.lease(libc::F_WRLCK) {
+            Ok(()) => self.lease(libc::F_UNLCK).map(|()| false),
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn lease(&self, kind: libc::c_int) -> io::Result<()> {
+        // SAFETY: the descriptor is open for the whole call; no memory is passed.
+        match unsafe { libc::fcntl(self.file.as_raw_fd(), libc::F_SETLEASE, kind) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
     /// Makes all completed writes durable.
     pub fn sync(&self) -> io::Result<()> {
         self.file.sync_data()
