@@ -258,7 +258,7 @@ fn a_random_walk_of_opens_meets_no_error_and_no_wrong_byte() {
             open.clear();
             age(&[&world.store("disk")]); // what was written a moment ago is not read directly
         }
-        let writes = step / (steps / CHAPTERS) % 2 == 0;
+        let writes = (step / (steps / CHAPTERS)).is_multiple_of(2);
         match rng.below(10) {
             0..=4 if open.len() < OPEN_MAX => {
                 let way = ALL[rng.below(ALL.len() as u64) as usize];

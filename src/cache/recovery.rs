@@ -7,9 +7,9 @@
 //! ([`super::version`]).
 //!
 //! # Order of steps
-//! - What a reader of an earlier mount still has open is frozen before anything else ([`super::orphan`]).
-//! - //! Void records are zeroed and durable before the in-doubt marks that voided them are cleared, so a
-//! crash in here leads to the same result the next time.
+//! - What a reader of an earlier mount still has open is frozen before its file is touched ([`super::orphan`]).
+//! - Void records are zeroed and durable before the in-doubt marks that voided them are cleared, so a
+//!   crash in here leads to the same result the next time.
 
 use std::fs;
 use std::io;

@@ -5,10 +5,12 @@
 //! the daemon plane. Who may sit where is decided in [`crate::image::plane`]; this is the way there.
 //!
 //! # Order of steps
-//! 1. A writer takes its seat. 2. The store opens the image as the caller; its settings say whether it is immutable.
-//! 3. The image joins its cache, which compares versions. 4. A reader takes a seat, or prepares a way for direct reading
-//! first (verified, held, registered with the kernel). 5. The answer goes out. The seat is given back when the kernel
-//! has released the file.
+//! 1. A writer takes its seat.
+//! 2. The store opens the image as the caller; its settings say whether it is immutable.
+//! 3. The image joins its cache, which compares versions.
+//! 4. A reader takes a seat, or prepares a way for direct reading first: verified, held, registered with the
+//!    kernel.
+//! 5. The answer goes out. The seat is given back when the kernel has released the file.
 
 use std::io;
 use std::os::fd::OwnedFd;
