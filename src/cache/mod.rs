@@ -22,8 +22,8 @@ use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
 
-pub use entry::Entry;
-pub use pool::Pool;
+pub use entry::{Entry, Written};
+pub use pool::{Pool, Room};
 pub use version::Validated;
 
 /// The unit of validity: 4 KiB of an image.
