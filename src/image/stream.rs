@@ -140,10 +140,11 @@ impl Streams {
         );
         let ended = (before.id != 0).then_some(before.id);
         let joined = self.join_next(place);
-        Advice::none(clock, ended.or(joined), end)
+        Advice::none(self.table[place].id, ended.or(joined), end)
     }
 
-    /// Where a stream has reached the begin of another the two become one; gives the name that is lost.
+    /// Where a stream has reached the begin of another the two become one, with the name of the one that
+    /// reads further ahead; gives the name that is lost.
     fn join_next(&mut self, at: usize) -> Option<StreamId> {
         let end = self.table[at].next_bytes;
         let next = (0..STREAMS).find(|other| {
@@ -154,8 +155,12 @@ impl Streams {
         let stream = &mut self.table[at];
         stream.next_bytes = joined.next_bytes;
         stream.ahead_bytes = stream.ahead_bytes.max(joined.ahead_bytes);
+        let lost = match joined.window_bytes > stream.window_bytes {
+            true => std::mem::replace(&mut stream.id, joined.id),
+            false => joined.id,
+        };
         stream.window_bytes = stream.window_bytes.max(joined.window_bytes);
-        Some(joined.id)
+        Some(lost)
     }
 }
 
