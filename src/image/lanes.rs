@@ -105,6 +105,11 @@ impl Lanes {
         forget_fetch(&mut state.kept, fetch);
     }
 
+    /// Lets nobody find what is kept any more.
+    pub fn hide_kept(&self) {
+        self.state.lock().kept.clear();
+    }
+
     /// The kept fetch that brought `block`.
     pub fn kept(&self, block: u64) -> Option<Arc<Fetch>> {
         self.state.lock().kept.get(&block).cloned()

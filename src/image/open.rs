@@ -40,6 +40,9 @@ impl Images {
     /// Drops all of an image that is on flash and may go; gives the bytes dropped and the bytes left.
     /// Blocks on flash.
     pub fn evict(&self, id: ImageId) -> (u64, u64) {
+        if let Some(image) = self.open.get(&id) {
+            image.lanes.hide_kept(); // in memory, and so not read from the store again
+        }
         let Some(entry) = self.shared.pool.known(id) else {
             return (0, 0);
         };

@@ -173,7 +173,15 @@ impl Stream {
         };
         let end = self.next_bytes;
         self.window_bytes = (self.window_bytes * 2).max(len_bytes * 2).min(window_max);
-        let target = end + self.window_bytes;
+        // What lies past the length that goes around the cache is read ahead once it is known to.
+        let into_cache_to = match around {
+            true => u64::MAX,
+            false => self
+                .begin_bytes
+                .saturating_add(policy.around_bytes)
+                .max(end),
+        };
+        let target = (end + self.window_bytes).min(into_cache_to);
         let from = self.ahead_bytes.max(end);
         if self.window_bytes < WINDOW_MIN_BYTES || from + self.window_bytes / 2 > target {
             return end..end;
