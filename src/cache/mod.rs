@@ -10,6 +10,7 @@ pub mod device;
 pub mod doubt;
 pub mod entry;
 pub mod head;
+pub mod hit;
 pub mod pagemap;
 pub mod pool;
 pub mod records;
@@ -23,6 +24,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 
 pub use entry::{Entry, Written};
+pub use hit::Hit;
 pub use pool::{Pool, Room};
 pub use version::Validated;
 

@@ -27,6 +27,9 @@ const FIRST_LINE_DEADLINE: Duration = Duration::from_secs(3600);
 const LINE_DEADLINE: Duration = Duration::from_secs(30);
 /// How often a caller who wants to stop is looked for.
 const STOP_INTERVAL: Duration = Duration::from_millis(50);
+/// How long a daemon that drops connections is given to end.
+const ENDING_TRIES: usize = 20;
+const ENDING_PAUSE: Duration = Duration::from_millis(50);
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -143,13 +146,36 @@ fn get(
     resource: &str,
     deadline: Duration,
 ) -> Result<(StatusCode, Bytes), ClientError> {
-    let exchange = async { whole(send(socket, Method::GET, resource, String::new()).await?).await };
     runtime(socket)?.block_on(async {
-        match tokio::time::timeout(deadline, exchange).await {
+        match tokio::time::timeout(deadline, exchange_or_nobody(socket, resource)).await {
             Ok(answer) => answer,
             Err(_) => Err(ClientError::Deadline(deadline)),
         }
     })
+}
+
+/// One exchange. A daemon that is just ending may still take the connection and then drops it: asked
+/// again, nobody is there.
+async fn exchange_or_nobody(
+    socket: &Path,
+    resource: &str,
+) -> Result<(StatusCode, Bytes), ClientError> {
+    let dropped = match exchange(socket, resource).await {
+        Err(error @ ClientError::Connection { .. }) => error,
+        other => return other,
+    };
+    for _ in 0..ENDING_TRIES {
+        tokio::time::sleep(ENDING_PAUSE).await;
+        match exchange(socket, resource).await {
+            Err(ClientError::Connection { .. }) => {}
+            other => return other,
+        }
+    }
+    Err(dropped)
+}
+
+async fn exchange(socket: &Path, resource: &str) -> Result<(StatusCode, Bytes), ClientError> {
+    whole(send(socket, Method::GET, resource, String::new()).await?).await
 }
 
 fn runtime(socket: &Path) -> Result<tokio::runtime::Runtime, ClientError> {

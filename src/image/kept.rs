@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::cache::{PAGE_BYTES, PAGES_PER_BLOCK, Pages};
+use crate::io::Buffer;
 
 use super::fetch::Fetch;
 use super::handle::Handle;
@@ -132,6 +133,18 @@ impl Handle {
         drop(dropped);
     }
 
+    /// True if what is kept for this handle has the bytes of `pages`, or had when last looked at.
+    pub(super) fn has_kept(&self, pages: &Pages) -> bool {
+        self.kept_count.load(Ordering::Acquire) > 0 && self.kept_bytes(pages).is_some()
+    }
+
+    fn kept_bytes(&self, pages: &Pages) -> Option<(Arc<Fetch>, Arc<Buffer>)> {
+        let era = self.image.entry().map(|entry| entry.era());
+        let fetch = self.image.lanes.kept(pages.start / PAGES_PER_BLOCK)?;
+        let bytes = fetch.bytes_of(pages, era)?;
+        Some((fetch, bytes))
+    }
+
     /// A stream is over: nobody will ask for what is kept for it.
     pub(super) fn forget_stream(&self, stream: StreamId) {
         self.forget(|kept| kept.stream == stream);
@@ -178,12 +191,7 @@ impl Handle {
         if self.kept_count.load(Ordering::Acquire) == 0 {
             return Some(done);
         }
-        let block = pages.start / PAGES_PER_BLOCK;
-        let era = self.image.entry().map(|entry| entry.era());
-        let Some(fetch) = self.image.lanes.kept(block) else {
-            return Some(done);
-        };
-        let Some(bytes) = fetch.bytes_of(pages, era) else {
+        let Some((fetch, bytes)) = self.kept_bytes(pages) else {
             return Some(done);
         };
         let begin = (offset_bytes - fetch.pages.start * PAGE_BYTES) as usize;

@@ -8,12 +8,14 @@ use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::cache::{BLOCK_BYTES, PAGE_BYTES, PAGES_PER_BLOCK, Pages, blocks_of, pages_touched};
-use crate::io::Buffer;
+use crate::cache::{BLOCK_BYTES, PAGE_BYTES, PAGES_PER_BLOCK, Pages, blocks_of};
+use crate::io::sync::read_now;
+use crate::io::{Buffer, Read};
 use crate::store::Result;
 use crate::store::executor::{Class, Parked};
 
 use super::ReadDone;
+use super::begun::Begun;
 use super::counters::add;
 use super::fetch::{FETCH_BLOCKS_MAX, Fetch, Purpose, Registered};
 use super::handle::Handle;
@@ -31,60 +33,35 @@ thread_local! {
 }
 
 impl Handle {
-    /// Reads up to `len_bytes` at `offset_bytes`; short at the end of the image.
+    /// Reads up to `len_bytes` at `offset_bytes`; short at the end of the image. Flash is read on this
+    /// thread.
     pub fn read(self: &Arc<Self>, offset_bytes: u64, len_bytes: usize, done: ReadDone) {
-        let image = &self.image;
-        let left = image.size_bytes().saturating_sub(offset_bytes);
-        let len_bytes = len_bytes.min(usize::try_from(left).unwrap_or(usize::MAX));
-        if len_bytes == 0 {
-            return done(Ok(&[]));
+        match self.begin_read(offset_bytes, len_bytes) {
+            Begun::End => done(Ok(&[])),
+            Begun::Slow(pending) => pending.finish(done),
+            Begun::Hit(hit, pending) => BUFFER.with_borrow_mut(|buffer| {
+                buffer.reserve(hit.len_bytes());
+                let read = Read {
+                    file: hit.file(),
+                    offset_bytes: hit.offset_bytes(),
+                    to: buffer.bytes_mut().as_mut_ptr(),
+                    len_bytes: hit.len_bytes() as u32,
+                    ticket: 0,
+                };
+                // SAFETY: the hit keeps the file open, the buffer is this thread's and large enough.
+                let read = unsafe { read_now(&read) };
+                match hit.is_valid(&read) {
+                    true => {
+                        done(Ok(&buffer.bytes()[pending.wanted()]));
+                        pending.served();
+                    }
+                    false => pending.finish(done),
+                }
+            }),
         }
-        let counters = &image.counters;
-        add(&counters.reads, 1);
-        add(&counters.read_bytes, len_bytes as u64);
-        let pages = pages_touched(offset_bytes, len_bytes as u64);
-        let follow = self.follow_stream(offset_bytes, len_bytes as u64, &pages);
-        let kept = self.read_kept(offset_bytes, len_bytes, &pages, done);
-        let fast = kept.and_then(|done| self.read_fast(offset_bytes, len_bytes, done));
-        let done = match fast {
-            None => {
-                add(&counters.read_hits, 1);
-                return self.read_ahead(&follow);
-            }
-            Some(done) => done,
-        };
-        let parked = image
-            .store_executor()
-            .park("read", move |result| match result {
-                Ok(bytes) => done(Ok(ReadBytes::bytes(&bytes))),
-                Err(error) => done(Err(error)),
-            });
-        let read = SlowRead {
-            offset_bytes,
-            len_bytes,
-            pages,
-            around: follow.around.then_some(follow.stream),
-            parked,
-        };
-        self.read_slowly(read);
-        self.read_ahead(&follow);
     }
 
-    /// Answers from flash if all is there; otherwise gives `done` back.
-    fn read_fast(&self, offset_bytes: u64, len_bytes: usize, done: ReadDone) -> Option<ReadDone> {
-        let Some(entry) = self.image.entry() else {
-            return Some(done);
-        };
-        BUFFER.with_borrow_mut(|buffer| {
-            let Some(begin) = entry.read(offset_bytes, len_bytes, buffer) else {
-                return Some(done);
-            };
-            done(Ok(&buffer.bytes()[begin..begin + len_bytes]));
-            None
-        })
-    }
-
-    fn read_slowly(self: &Arc<Self>, read: SlowRead) {
+    pub(super) fn read_slowly(self: &Arc<Self>, read: SlowRead) {
         let entry = self.image.entry();
         let unverified =
             entry.filter(|entry| blocks_of(&read.pages).any(|block| entry.has_unverified(block)));
@@ -198,7 +175,7 @@ impl Handle {
 
     /// Takes a read into account for its stream and for the heat of its blocks; gives what to read ahead.
     /// A long stream makes nothing hot: a backup says nothing of what is used.
-    fn follow_stream(&self, offset_bytes: u64, len_bytes: u64, pages: &Pages) -> Follow {
+    pub(super) fn follow_stream(&self, offset_bytes: u64, len_bytes: u64, pages: &Pages) -> Follow {
         let policy = &self.image.shared.streams;
         let advice = (self.streams.lock()).follow(offset_bytes, len_bytes, policy);
         if let Some(ended) = advice.ended {
@@ -226,7 +203,7 @@ impl Handle {
 
     /// Begins fetches for the missing blocks of what is ahead, as far as the bounds allow; the rest is
     /// asked for again.
-    fn read_ahead(self: &Arc<Self>, follow: &Follow) {
+    pub(super) fn read_ahead(self: &Arc<Self>, follow: &Follow) {
         if follow.ahead.is_empty() || self.image.entry().is_none() {
             return; // without a cache there is nowhere to put it
         }
@@ -280,21 +257,21 @@ impl Handle {
 }
 
 /// A read that could not be answered on the fast lane.
-struct SlowRead {
-    offset_bytes: u64,
-    len_bytes: usize,
-    pages: Pages,
+pub(super) struct SlowRead {
+    pub offset_bytes: u64,
+    pub len_bytes: usize,
+    pub pages: Pages,
     /// The long stream it belongs to: what is missing is not put on flash.
-    around: Option<StreamId>,
-    parked: Parked<ReadBytes>,
+    pub around: Option<StreamId>,
+    pub parked: Parked<ReadBytes>,
 }
 
 /// What a read means for its stream.
-struct Follow {
-    stream: StreamId,
-    around: bool,
+pub(super) struct Follow {
+    pub stream: StreamId,
+    pub around: bool,
     /// To be read ahead.
-    ahead: Pages,
+    pub ahead: Pages,
 }
 
 /// How many bytes of a read lie in `pages`.
