@@ -16,7 +16,7 @@ use world::files::{
     read_at, set_xattr,
 };
 use world::people::QEMU;
-use world::{PATIENCE, World, wait_until, within};
+use world::{PATIENCE, World, flashside, wait_until, within};
 
 const IMMUTABLE: &str = "user.flashside.immutable";
 
@@ -382,7 +382,9 @@ fn only_those_in_control_say_what_is_immutable() {
     assert_eq!(set("0"), Err(libc::EPERM));
     assert_eq!(set_xattr(&path, IMMUTABLE, "yes"), Err(libc::EINVAL));
     assert_eq!(get_xattr(&path, IMMUTABLE), Ok("1".into()));
-    assert!(world.daemon().said().contains("is 0 or 1, not yes"));
+    wait_until(PATIENCE, "the log says why", || {
+        world.daemon().said().contains("is 0 or 1, not yes")
+    });
     world.unmount();
     let config = world.scratch("config.toml");
     fs::write(&config, format!("control-uids = [{}]\n", QEMU.uid)).expect("the configuration");
@@ -542,7 +544,9 @@ fn a_changed_image_does_not_open_until_the_old_version_is_closed() {
     make_image(&world.store("golden"), 7, len); // another host
     let opened = File::open(&path);
     assert_eq!(errno_of(&opened), libc::ESTALE);
-    assert!(world.daemon().said().contains("changed in the store"));
+    wait_until(PATIENCE, "the log says why", || {
+        world.daemon().said().contains("changed in the store")
+    });
     let got = read_at(&file, 0, len as usize).expect("read");
     assert_same(&got, &pattern(1, 0, len as usize), 0);
     drop(file);
@@ -580,4 +584,48 @@ fn seek(file: &File, at: i64, whence: i32) -> i64 {
     use std::os::fd::AsRawFd;
     // SAFETY: an open descriptor.
     unsafe { libc::lseek(file.as_raw_fd(), at, whence) }
+}
+
+#[test]
+fn the_command_sets_what_is_immutable_and_says_why_not() {
+    let len = MIB;
+    let Some(world) = world_with_golden(len, |_| ()) else {
+        return;
+    };
+    let path = world.mnt("golden");
+    let set = |setting: &str| {
+        let output = flashside().arg("set").arg(&path).arg(setting).output();
+        let output = output.expect("flashside runs");
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8_lossy(&said).trim().to_owned();
+        (output.status.code(), said)
+    };
+    let file = open_read(&path);
+    assert_eq!(planes(&world, "golden"), direct(1));
+    let (code, said) = set("immutable=0");
+    assert_eq!(code, Some(1));
+    assert!(
+        said.contains("read directly from flash: close it"),
+        "{said}"
+    );
+    let mut status = flashside();
+    let shown = status.arg("status").arg(&path).output().expect("status");
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    assert!(shown.contains("passthrough"), "{shown}");
+    drop(file);
+    closed(&world, "golden");
+    assert_eq!(set("immutable=0"), (Some(0), String::new()));
+    let writer = OpenOptions::new().write(true).open(&path).expect("open");
+    let (code, said) = set("immutable=1");
+    assert_eq!(code, Some(1));
+    assert!(said.contains("open for writing: close it"), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    drop(writer);
+    closed(&world, "golden");
+    assert_eq!(set("immutable=1"), (Some(0), String::new()));
+    assert_eq!(get_xattr(&path, IMMUTABLE), Ok("1".into()));
+    for wrong in ["immutable=yes", "mutable=1", "immutable"] {
+        let (code, said) = set(wrong);
+        assert_eq!((code, said.lines().count()), (Some(1), 1), "{said}");
+    }
 }
