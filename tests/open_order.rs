@@ -186,6 +186,9 @@ fn world_with_images() -> Option<World> {
     world.start();
     for name in ["whole", "disk"] {
         read_at(&open_read(&world.mnt(name)), 0, LEN).expect("warm");
+        wait_until(PATIENCE, "the image is on flash", || {
+            world.count(name, "resident_bytes") == 4 * 4096
+        });
     }
     for name in ["whole", "part"] {
         set_xattr(&world.mnt(name), IMMUTABLE, "1").expect("immutable");

@@ -36,10 +36,18 @@ fn world_with_golden(len: u64, prepare: impl FnOnce(&mut World)) -> Option<World
     None
 }
 
-/// Reads an image through the mount and waits until nobody has it open any more.
+/// Reads an image through the mount and waits until all of it is on flash and nobody has it open any more.
 fn warm(world: &World, name: &str, tag: u64, len: u64) {
     check_pattern(&world.mnt(name), tag, len);
+    whole(world, name, len);
     closed(world, name);
+}
+
+/// A read is answered before the cache has taken its bytes.
+fn whole(world: &World, name: &str, len: u64) {
+    wait_until(PATIENCE, "the image is on flash", || {
+        world.count(name, "resident_bytes") == len.next_multiple_of(4096)
+    });
 }
 
 /// A release reaches the daemon after close(2) has returned.
@@ -154,6 +162,7 @@ fn what_is_not_immutable_or_not_whole_goes_through_the_daemon() {
     // Whole by now, but a handle of the other plane is open.
     let got = read_at(&part, 0, len as usize).expect("read");
     assert_same(&got, &pattern(3, 0, len as usize), 0);
+    whole(&world, "part", len);
     let second = open_read(&world.mnt("part"));
     let reasons = json!([
         {"plane": "daemon", "handles": 1, "reason": "another handle is on the daemon plane"},
@@ -448,7 +457,8 @@ fn an_image_that_would_fill_the_cache_is_not_held() {
         return;
     };
     set_xattr(&world.mnt("large"), IMMUTABLE, "1").expect("immutable");
-    warm(&world, "large", 2, len);
+    check_pattern(&world.mnt("large"), 2, len);
+    closed(&world, "large");
     let _large = open_read(&world.mnt("large"));
     let reason = planes(&world, "large")[0]["reason"].clone();
     let expected = ["too much of the cache is pinned", "not wholly on flash"];
