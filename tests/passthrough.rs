@@ -194,6 +194,25 @@ fn the_configuration_can_say_never() {
     assert_eq!(get_xattr(&world.mnt("golden"), IMMUTABLE), Ok("1".into()));
 }
 
+/// The other session can do it too.
+#[test]
+fn the_portable_session_has_passthrough_as_well() {
+    let len = MIB + 100;
+    let Some(mut world) = world_with_golden(len, |_| ()) else {
+        return;
+    };
+    world.unmount();
+    let config = world.scratch("config.toml");
+    fs::write(&config, "portable-session = true\n").expect("the configuration");
+    world.flags(&["--config", config.to_str().expect("UTF-8")]);
+    world.start();
+    let file = open_read(&world.mnt("golden"));
+    assert_eq!(planes(&world, "golden"), direct(1));
+    let got = read_at(&file, 0, 2 * MIB as usize).expect("read");
+    assert_same(&got, &pattern(1, 0, len as usize), 0);
+    assert_eq!(world.count("golden", "reads"), 0);
+}
+
 /// After a restart what is on flash is verified before the kernel reads it.
 #[test]
 fn a_restart_and_a_crash_lead_back_to_passthrough() {

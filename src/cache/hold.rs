@@ -252,7 +252,12 @@ impl Entry {
     /// it meets them.
     fn return_blocks(&self) {
         let mut module = self.device.module.lock();
-        self.holds.state.lock().count = 0;
+        let mut state = self.holds.state.lock();
+        state.count = 0;
+        // What flash would not punch stays: left-overs without a record, which inserts overwrite. It must not be
+        // punched later, when something valid may lie there.
+        state.void.clear();
+        drop(state);
         self.holds.held.store(false, Ordering::SeqCst);
         for block in self.map.queue_all() {
             module.inserted(self.key(block));
