@@ -170,6 +170,35 @@ fn a_full_backup_read_evicts_less_than_2_percent_of_the_others() {
     }
 }
 
+/// As a backup with eight requests under way does it: they arrive in any order.
+#[test]
+fn a_backup_that_reads_in_parallel_evicts_less_than_2_percent_of_the_others() {
+    let _turn = world::alone();
+    let read = |world: &World| {
+        let file = direct(&world.mnt("backup"));
+        let (next, len) = (AtomicU64::new(0), 160 * MIB);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    loop {
+                        let at = next.fetch_add(128 << 10, Ordering::AcqRel);
+                        if at >= len {
+                            return;
+                        }
+                        read_all(&file, 3, at, 128 << 10, 128 << 10);
+                    }
+                });
+            }
+        });
+        let bytes = counter(world, "backup", "store_read_bytes");
+        println!("{bytes} bytes read for {len}");
+        assert!(bytes <= len + len / 20, "{bytes} bytes read for {len}");
+    };
+    if let Some(gone) = evicted_by("512K", read) {
+        assert!(gone < 20, "{gone} ‰ evicted");
+    }
+}
+
 #[test]
 fn without_the_bypass_a_backup_empties_the_cache() {
     let _turn = world::alone();
