@@ -295,28 +295,35 @@ fn a_stream_around_the_cache_reads_what_was_written_ahead_of_it() {
                 }
             });
         }
-        let file = direct(&path);
-        for _ in 0..2 {
-            for step in (0..pages).step_by(16) {
+        let (path, begun, acknowledged) = (&path, &begun, &acknowledged);
+        let at_page = &at_page;
+        let reader = scope.spawn(move || {
+            let file = direct(path);
+            for step in (0..pages).step_by(16).chain((0..pages).step_by(16)) {
                 at_page.store(step as u64, Ordering::Relaxed);
-                let least: Vec<u64> = (step..step + 16)
-                    .map(|at| acknowledged[at].load(Ordering::Acquire))
-                    .collect();
-                let got = read_at(&file, step as u64 * page, 65536).expect("read");
-                for (n, least) in least.iter().enumerate() {
-                    let at = (step + n) as u64 * page;
-                    let most = begun[step + n].load(Ordering::Acquire);
-                    let found = &got[n * page as usize..(n + 1) * page as usize];
-                    let fits = |generation| found == pattern(generation, at, page as usize);
-                    assert!(
-                        (*least..=most).any(fits),
-                        "the page at {at} holds none of the generations {least} to {most}"
-                    );
-                }
+                read_between(&file, step, acknowledged, begun);
             }
-        }
+        });
+        let ended = reader.join();
         done.store(true, Ordering::Relaxed);
+        ended.expect("every page was of a generation that it may be of");
     });
+}
+
+/// Reads 16 pages from `first` on; each must hold a generation between what was acknowledged before and
+/// what was begun by then.
+fn read_between(file: &File, first: usize, acknowledged: &[AtomicU64], begun: &[AtomicU64]) {
+    let load = |generation: &AtomicU64| generation.load(Ordering::Acquire);
+    let least: Vec<u64> = acknowledged[first..first + 16].iter().map(load).collect();
+    let got = read_at(file, first as u64 * 4096, 16 * 4096).expect("read");
+    for ((page, least), found) in (first..).zip(least).zip(got.chunks(4096)) {
+        let (at, most) = (page as u64 * 4096, load(&begun[page]));
+        let fits = |generation| found == pattern(generation, at, 4096);
+        assert!(
+            (least..=most).any(fits),
+            "the page at {at} holds none of the generations {least} to {most}"
+        );
+    }
 }
 
 #[test]
