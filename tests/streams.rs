@@ -170,6 +170,35 @@ fn a_full_backup_read_evicts_less_than_2_percent_of_the_others() {
     }
 }
 
+/// As a backup with eight requests under way does it: they arrive in any order.
+#[test]
+fn a_backup_that_reads_in_parallel_evicts_less_than_2_percent_of_the_others() {
+    let _turn = world::alone();
+    let read = |world: &World| {
+        let file = direct(&world.mnt("backup"));
+        let (next, len) = (AtomicU64::new(0), 160 * MIB);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    loop {
+                        let at = next.fetch_add(128 << 10, Ordering::AcqRel);
+                        if at >= len {
+                            return;
+                        }
+                        read_all(&file, 3, at, 128 << 10, 128 << 10);
+                    }
+                });
+            }
+        });
+        let bytes = counter(world, "backup", "store_read_bytes");
+        println!("{bytes} bytes read for {len}");
+        assert!(bytes <= len + len / 20, "{bytes} bytes read for {len}");
+    };
+    if let Some(gone) = evicted_by("512K", read) {
+        assert!(gone < 20, "{gone} ‰ evicted");
+    }
+}
+
 #[test]
 fn without_the_bypass_a_backup_empties_the_cache() {
     let _turn = world::alone();
@@ -266,28 +295,35 @@ fn a_stream_around_the_cache_reads_what_was_written_ahead_of_it() {
                 }
             });
         }
-        let file = direct(&path);
-        for _ in 0..2 {
-            for step in (0..pages).step_by(16) {
+        let (path, begun, acknowledged) = (&path, &begun, &acknowledged);
+        let at_page = &at_page;
+        let reader = scope.spawn(move || {
+            let file = direct(path);
+            for step in (0..pages).step_by(16).chain((0..pages).step_by(16)) {
                 at_page.store(step as u64, Ordering::Relaxed);
-                let least: Vec<u64> = (step..step + 16)
-                    .map(|at| acknowledged[at].load(Ordering::Acquire))
-                    .collect();
-                let got = read_at(&file, step as u64 * page, 65536).expect("read");
-                for (n, least) in least.iter().enumerate() {
-                    let at = (step + n) as u64 * page;
-                    let most = begun[step + n].load(Ordering::Acquire);
-                    let found = &got[n * page as usize..(n + 1) * page as usize];
-                    let fits = |generation| found == pattern(generation, at, page as usize);
-                    assert!(
-                        (*least..=most).any(fits),
-                        "the page at {at} holds none of the generations {least} to {most}"
-                    );
-                }
+                read_between(&file, step, acknowledged, begun);
             }
-        }
+        });
+        let ended = reader.join();
         done.store(true, Ordering::Relaxed);
+        ended.expect("every page was of a generation that it may be of");
     });
+}
+
+/// Reads 16 pages from `first` on; each must hold a generation between what was acknowledged before and
+/// what was begun by then.
+fn read_between(file: &File, first: usize, acknowledged: &[AtomicU64], begun: &[AtomicU64]) {
+    let load = |generation: &AtomicU64| generation.load(Ordering::Acquire);
+    let least: Vec<u64> = acknowledged[first..first + 16].iter().map(load).collect();
+    let got = read_at(file, first as u64 * 4096, 16 * 4096).expect("read");
+    for ((page, least), found) in (first..).zip(least).zip(got.chunks(4096)) {
+        let (at, most) = (page as u64 * 4096, load(&begun[page]));
+        let fits = |generation| found == pattern(generation, at, 4096);
+        assert!(
+            (least..=most).any(fits),
+            "the page at {at} holds none of the generations {least} to {most}"
+        );
+    }
 }
 
 #[test]

@@ -199,7 +199,7 @@ fn warming_that_was_interrupted_goes_on_where_it_was() {
     wait_until(PATIENCE, "what was under way arrives", || {
         counter(&world, "disk", "handles") == 0
             && resident(&world, "disk") == fetched(&world, "disk")
-            && resident(&world, "disk") % MIB == 0
+            && resident(&world, "disk").is_multiple_of(MIB)
     });
     let first = fetched(&world, "disk");
     assert!((1..len).contains(&first), "{first} bytes at the interrupt");
@@ -403,7 +403,7 @@ fn an_open_image_can_be_evicted_under_its_guest() {
                 let at = n * 7919 % (len / 4096) * 4096;
                 let n = if n % 3 == 0 { 8192 } else { 4096 };
                 let n = n.min((len - at) as usize);
-                if at % 3 == 0 {
+                if at.is_multiple_of(3) {
                     write_at(&file, at, &pattern(1, at, n)).expect("write");
                 }
                 let got = read_at(&file, at, n).expect("read");

@@ -177,7 +177,7 @@ impl Pool {
 
     /// As [`Pool::insert`], where the room was made before.
     pub fn insert_into(&self, room: &Room, entry: &Entry, era: u64, first: u64, bytes: &[u8]) {
-        debug_assert!(bytes.len() as u64 <= room.bytes);
+        debug_assert!(Arc::ptr_eq(&room.device, &entry.device));
         match entry.insert(era, first, bytes) {
             Ok(()) => entry.device.report_ok(),
             Err(error) => entry.report(&error),

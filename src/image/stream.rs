@@ -4,7 +4,7 @@
 //! A fixed table per handle. A request belongs to the stream that ends where it begins; one that belongs
 //! to none begins a stream of its own and takes the place of the one unused for longest. Requests of one
 //! stream that arrive in another order make two streams, which become one when the gap between them is
-//! closed.
+//! closed; until then what lies next to a long stream counts as part of it.
 //!
 //! # Invariants
 //! - A stream is long only by what was asked for without a gap.
@@ -82,13 +82,13 @@ impl Streams {
             .iter()
             .position(|stream| stream.id != 0 && stream.next_bytes == offset_bytes);
         let Some(at) = going_on else {
-            return self.begin(offset_bytes, end);
+            return self.begin(offset_bytes, end, policy);
         };
         self.table[at].next_bytes = end;
         self.table[at].used = self.clock;
         let ended = self.join_next(at);
+        let around = self.is_long_at(offset_bytes, policy);
         let stream = &mut self.table[at];
-        let around = stream.next_bytes - stream.begin_bytes > policy.around_bytes;
         Advice {
             stream: stream.id,
             continues_block: !offset_bytes.is_multiple_of(BLOCK_BYTES),
@@ -110,8 +110,19 @@ impl Streams {
         self.table.iter().any(|known| known.id == stream)
     }
 
+    /// True where a long stream is, or was or will be with a few requests in another order.
+    fn is_long_at(&self, offset_bytes: u64, policy: &Policy) -> bool {
+        policy.around_bytes < u64::MAX
+            && self.table.iter().any(|stream| {
+                stream.next_bytes - stream.begin_bytes > policy.around_bytes
+                    && offset_bytes + AROUND_WINDOW_BYTES >= stream.next_bytes
+                    && offset_bytes <= stream.next_bytes + AROUND_WINDOW_BYTES
+            })
+    }
+
     /// A request that belongs to no stream begins one.
-    fn begin(&mut self, offset_bytes: u64, end: u64) -> Advice {
+    fn begin(&mut self, offset_bytes: u64, end: u64, policy: &Policy) -> Advice {
+        let around = self.is_long_at(offset_bytes, policy);
         let worth = |stream: &Stream| match stream.window_bytes {
             0 => stream.used,
             _ => stream.used + GRACE,
@@ -122,7 +133,7 @@ impl Streams {
         let clock = self.clock;
         if let Some(stream) = self.table.iter_mut().find(same) {
             stream.used = clock; // the same request once more
-            return Advice::none(stream.id, None, end);
+            return Advice::none(stream.id, None, around, end);
         }
         let place = (0..STREAMS)
             .min_by_key(|at| worth(&self.table[*at]))
@@ -140,7 +151,7 @@ impl Streams {
         );
         let ended = (before.id != 0).then_some(before.id);
         let joined = self.join_next(place);
-        Advice::none(self.table[place].id, ended.or(joined), end)
+        Advice::none(self.table[place].id, ended.or(joined), around, end)
     }
 
     /// Where a stream has reached the begin of another the two become one, with the name of the one that
@@ -192,12 +203,12 @@ impl Stream {
 }
 
 impl Advice {
-    fn none(stream: StreamId, ended: Option<StreamId>, end: u64) -> Advice {
+    fn none(stream: StreamId, ended: Option<StreamId>, around: bool, end: u64) -> Advice {
         Advice {
             stream,
             continues_block: false,
             ended,
-            around: false,
+            around,
             ahead: end..end,
         }
     }
@@ -290,6 +301,7 @@ mod tests {
         };
         assert!((0..10).all(|step| !around(&mut streams, step)));
         assert!((10..400).all(|step| around(&mut streams, step)));
+        assert!(around(&mut streams, 410), "a little ahead of its turn");
         assert!(!around(&mut streams, 1000), "another stream begins anew");
     }
 

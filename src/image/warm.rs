@@ -193,7 +193,8 @@ impl<T: FnMut(&WarmStatus) -> bool> Warming<'_, T> {
         };
         let plan = image.plan(window, &wish);
         for fetch in plan.begin {
-            let room = room.split(fetch.len_bytes() as u64);
+            let (there, _) = self.entry.resident_of(&fetch.pages);
+            let room = room.split(fetch.len_bytes() as u64 - there);
             self.fetch(fetch, room);
         }
         plan.join.iter().for_each(|(fetch, _)| fetch.want_fill());

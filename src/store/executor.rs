@@ -14,11 +14,11 @@
 //! # Locking
 //! `queue` and `pending` are never held together, nor while a closure runs.
 
+mod parked;
 mod queue;
 mod watch;
 
 use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -27,6 +27,8 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use super::{Error, Result};
+pub use parked::Parked;
+use parked::{Answer, Cell, Done, Fallback};
 use queue::Queue;
 pub use queue::{Class, Ticket};
 
@@ -88,44 +90,6 @@ struct Pending {
     begun: Instant,
     warned: bool,
     answer: Arc<dyn Answer>,
-}
-
-/// The part of a job that the watcher can end.
-trait Answer: Send + Sync {
-    fn expire(&self, after: Duration);
-    fn fall_back(&self);
-}
-
-type Done<T> = Box<dyn FnOnce(Result<T>) + Send>;
-type Fallback<T> = Box<dyn FnOnce() -> Option<T> + Send>;
-
-struct Cell<T> {
-    done: Mutex<Option<Done<T>>>,
-    fallback: Mutex<Option<Fallback<T>>>,
-    expired: AtomicBool,
-}
-
-impl<T> Cell<T> {
-    fn answer(&self, result: Result<T>) {
-        let done = self.done.lock().take();
-        if let Some(done) = done {
-            done(result);
-        }
-    }
-}
-
-impl<T: Send> Answer for Cell<T> {
-    fn expire(&self, after: Duration) {
-        self.expired.store(true, Ordering::Release);
-        self.answer(Err(Error::Deadline(after.as_secs())));
-    }
-
-    fn fall_back(&self) {
-        let fallback = self.fallback.lock().take();
-        if let Some(value) = fallback.and_then(|fallback| fallback()) {
-            self.answer(Ok(value));
-        }
-    }
 }
 
 impl Executor {
@@ -253,11 +217,7 @@ impl Executor {
         fallback: Option<Fallback<T>>,
     ) -> Parked<T> {
         let shared = &self.shared;
-        let cell = Arc::new(Cell {
-            done: Mutex::new(Some(done)),
-            fallback: Mutex::new(fallback),
-            expired: AtomicBool::new(false),
-        });
+        let cell = Arc::new(Cell::new(done, fallback));
         let id = shared.next_id.fetch_add(1, Ordering::Relaxed);
         shared.pending.lock().insert(
             id,
@@ -278,53 +238,6 @@ impl Executor {
             id,
             cell,
         }
-    }
-}
-
-/// A wait that is registered and whose work is not begun. Dropped without an answer it ends with EIO.
-pub struct Parked<T: Send + 'static> {
-    shared: Arc<Shared>,
-    what: &'static str,
-    id: u64,
-    cell: Arc<Cell<T>>,
-}
-
-impl<T: Send + 'static> Parked<T> {
-    /// Runs `work` on a thread and answers with its result; drops it unrun if the deadline has passed.
-    pub fn run(self, work: impl FnOnce() -> Result<T> + Send + 'static) {
-        self.run_as(Class::Guest, work);
-    }
-
-    fn run_as(self, class: Class, work: impl FnOnce() -> Result<T> + Send + 'static) {
-        let ticket = Ticket(self.id);
-        let shared = self.shared.clone();
-        let shared_in_job = shared.clone();
-        let job = Box::new(move || {
-            if self.cell.expired.load(Ordering::Acquire) {
-                return;
-            }
-            let result = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
-                log::error!("a {} operation panicked; its caller gets EIO", self.what);
-                Err(Error::from_errno(libc::EIO))
-            });
-            shared_in_job.note(self.what, result.as_ref().err());
-            self.answer(result);
-        });
-        if let Err(job) = shared.push(class, ticket, job) {
-            drop(job); // with the parked wait inside, which answers
-        }
-    }
-
-    /// Answers without work.
-    pub fn answer(self, result: Result<T>) {
-        self.cell.answer(result);
-    }
-}
-
-impl<T: Send + 'static> Drop for Parked<T> {
-    fn drop(&mut self) {
-        self.shared.pending.lock().remove(&self.id);
-        self.cell.answer(Err(Error::Overloaded));
     }
 }
 
