@@ -260,7 +260,8 @@ impl PageMap {
         }
     }
 
-    /// Counts every block with resident pages as queued and much used; returns those that were not queued.
+    /// Counts every block with resident pages as queued and much used; returns those that were not
+    /// queued.
     pub fn queue_all(&self) -> Vec<u64> {
         let chunks = self.chunks.read().clone();
         let mut new_blocks = Vec::new();
