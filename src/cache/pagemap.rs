@@ -232,6 +232,17 @@ impl PageMap {
         }
     }
 
+    /// Blocks in the module's queues.
+    pub fn queued_blocks(&self) -> u64 {
+        let queued = |chunk: &Arc<Chunk>| {
+            let flags = chunk.flags.iter();
+            flags
+                .filter(|flags| flags.load(Ordering::Relaxed) & QUEUED != 0)
+                .count() as u64
+        };
+        self.chunks.read().iter().flatten().map(queued).sum()
+    }
+
     fn chunk(&self, block: u64) -> Option<(Arc<Chunk>, usize)> {
         let chunks = self.chunks.read();
         let chunk = chunks.get((block / CHUNK_BLOCKS) as usize)?.as_ref()?;
