@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use fuser::Request;
-
 use crate::store::Caller;
 
 /// Finds out who sent requests.
@@ -28,20 +26,16 @@ impl Callers {
         }
     }
 
-    /// The identity of a request's sender. Root needs no groups.
-    pub fn of(&self, request: &Request) -> Caller {
+    /// The identity of the sender of a request: its user, group and thread. Root needs no groups.
+    pub fn of(&self, uid: u32, gid: u32, pid: u32) -> Caller {
         if let Some(user) = &self.store_user {
             return user.clone();
         }
-        let groups = match request.uid() {
+        let groups = match uid {
             0 => self.no_groups.clone(),
-            _ => groups_of(request.pid()).unwrap_or_else(|| self.no_groups.clone()),
+            _ => groups_of(pid).unwrap_or_else(|| self.no_groups.clone()),
         };
-        Caller {
-            uid: request.uid(),
-            gid: request.gid(),
-            groups,
-        }
+        Caller { uid, gid, groups }
     }
 
     /// The daemon itself (or the store user): for what no caller asked for.

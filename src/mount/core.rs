@@ -1,16 +1,16 @@
 //! What all operations of a mount share, and how they ask the store: on the executor, with the
-//! reply moved along, so that no FUSE thread ever waits for the store.
+//! answer moved along, so that no FUSE thread ever waits for the store.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use fuser::{Errno, FileAttr, Generation, INodeNo, Notifier};
 use parking_lot::Mutex;
 
-use super::attr::{errno, file_attr};
+use super::answer::{Answer, Entry, Shown};
 use super::caller::Callers;
 use super::files::OpenFile;
 use super::handles::Handles;
+use super::kernel::Kernel;
 use super::listing::{Listings, OpenDir};
 use super::nodes::{Inode, Nodes};
 use crate::config::Config;
@@ -33,7 +33,7 @@ pub struct Core {
     pub control_uids: Vec<u32>,
     pub control_socket: PathBuf,
     /// The way to tell the kernel something unasked; there once mounted.
-    pub notifier: OnceLock<Notifier>,
+    pub kernel: OnceLock<Arc<dyn Kernel>>,
 }
 
 impl Core {
@@ -59,21 +59,20 @@ impl Core {
             read_only: config.read_only,
             control_uids: config.control_uids.clone(),
             control_socket: control_socket.to_owned(),
-            notifier: OnceLock::new(),
+            kernel: OnceLock::new(),
         }
     }
 
     /// The inode of a number the kernel gave; ESTALE if we never told it that number.
-    pub fn inode(&self, nodeid: INodeNo) -> Result<Arc<Inode>> {
-        let inode = self.nodes.get(nodeid.0);
+    pub fn inode(&self, nodeid: u64) -> Result<Arc<Inode>> {
+        let inode = self.nodes.get(nodeid);
         inode.ok_or_else(|| Error::from_errno(libc::ESTALE))
     }
 
     /// The kernel's copy of an inode's attributes is out of date.
     pub fn attr_outdated(&self, inode: &Inode) {
-        const ATTRIBUTES_ONLY: i64 = -1;
-        if let Some(notifier) = self.notifier.get()
-            && let Err(error) = notifier.inval_inode(INodeNo(inode.nodeid), ATTRIBUTES_ONLY, 0)
+        if let Some(kernel) = self.kernel.get()
+            && let Err(error) = kernel.attr_outdated(inode.nodeid)
         {
             log::debug!("the kernel does not drop attributes: {error}");
         }
@@ -81,12 +80,26 @@ impl Core {
 
     /// Attributes for the kernel. Of an image in use, the image knows the size better than the
     /// store, which may not have every write yet.
-    pub fn file_attr(&self, inode: &Inode, attr: &Attr) -> FileAttr {
+    pub fn shown(&self, inode: &Inode, attr: &Attr) -> Shown {
         let size_bytes = match inode.kind {
             Kind::File => self.images.true_size(inode.id, attr.size_bytes),
             _ => attr.size_bytes,
         };
-        file_attr(inode.nodeid, attr, size_bytes)
+        Shown {
+            nodeid: inode.nodeid,
+            attr: Attr {
+                size_bytes,
+                ..*attr
+            },
+        }
+    }
+
+    /// What a name leads to, for the kernel.
+    pub fn entry(&self, inode: &Inode, attr: &Attr) -> Entry {
+        Entry {
+            shown: self.shown(inode, attr),
+            generation: inode.id.tag,
+        }
     }
 
     /// Makes a change to an object that is not content (owner, mode, name, links, attributes). It moves
@@ -108,79 +121,45 @@ impl Core {
         Ok(changed)
     }
 
-    /// Runs `work` on the executor, then answers with `ok` or with the error.
-    pub fn ask<T: Send + 'static, R: Refuse>(
+    /// Runs `work` on the executor, then answers with what `ok` makes of its result, or with the error.
+    pub fn ask<T: Send + 'static, A: 'static>(
         self: &Arc<Self>,
         what: &'static str,
-        reply: R,
+        answer: Answer<A>,
         work: impl FnOnce(&Core) -> Result<T> + Send + 'static,
-        ok: impl FnOnce(&Arc<Core>, R, T) + Send + 'static,
+        ok: impl FnOnce(&Arc<Core>, T) -> Result<A> + Send + 'static,
     ) {
         let (worker, answerer) = (self.clone(), self.clone());
         self.executor.submit(
             what,
             move || work(&worker),
-            move |result| settle(reply, result, |reply, value| ok(&answerer, reply, value)),
+            move |result| answer(result.and_then(|value| ok(&answerer, value))),
         );
     }
 
     /// As [`Core::ask`]; while the store hangs, `known` answers instead if it can.
-    pub fn ask_or<T: Send + 'static, R: Refuse>(
+    pub fn ask_or<T: Send + 'static, A: 'static>(
         self: &Arc<Self>,
         what: &'static str,
-        reply: R,
+        answer: Answer<A>,
         work: impl FnOnce(&Core) -> Result<T> + Send + 'static,
-        ok: impl FnOnce(&Arc<Core>, R, T) + Send + 'static,
+        ok: impl FnOnce(&Arc<Core>, T) -> Result<A> + Send + 'static,
         known: impl FnOnce(&Core) -> Option<T> + Send + 'static,
     ) {
         let (worker, answerer, knower) = (self.clone(), self.clone(), self.clone());
         self.executor.submit_or(
             what,
             move || work(&worker),
-            move |result| settle(reply, result, |reply, value| ok(&answerer, reply, value)),
+            move |result| answer(result.and_then(|value| ok(&answerer, value))),
             move || known(&knower),
         );
     }
 }
 
-/// The generation that goes with a number: differs between two uses of one inode number.
-pub fn generation(inode: &Inode) -> Generation {
-    Generation(inode.id.tag)
-}
-
-/// Answers with `ok`, or with the errno.
-pub fn settle<T, R: Refuse>(reply: R, result: Result<T>, ok: impl FnOnce(R, T)) {
+/// Goes on with a value, or answers with the error.
+pub fn with<T, A>(answer: Answer<A>, result: Result<T>, go_on: impl FnOnce(Answer<A>, T)) {
     match result {
-        Ok(value) => ok(reply, value),
-        Err(error) => reply.refuse(errno(&error)),
+        Ok(value) => go_on(answer, value),
+        Err(error) => answer(Err(error)),
     }
 }
-
-/// A reply that can say an errno.
-pub trait Refuse: Send + 'static {
-    fn refuse(self, errno: Errno);
-}
-
-macro_rules! refuse {
-    ($($reply:ident),+) => {$(
-        impl Refuse for fuser::$reply {
-            fn refuse(self, errno: Errno) {
-                self.error(errno);
-            }
-        }
-    )+};
-}
-
-refuse!(
-    ReplyAttr,
-    ReplyCreate,
-    ReplyData,
-    ReplyDirectory,
-    ReplyEmpty,
-    ReplyEntry,
-    ReplyLseek,
-    ReplyOpen,
-    ReplyStatfs,
-    ReplyWrite,
-    ReplyXattr
-);

@@ -3,20 +3,12 @@
 use std::ffi::OsString;
 use std::sync::Arc;
 
-use fuser::{
-    FileHandle, FopenFlags, INodeNo, OpenFlags, ReplyCreate, ReplyData, ReplyEmpty, ReplyLseek,
-    ReplyOpen, ReplyWrite,
-};
-
-use super::attr::{TTL, open_mode};
-use super::core::{Core, Refuse, generation, settle};
+use super::answer::{Answer, Entry, Opened, open_mode, refuse};
+use super::core::{Core, with};
 use super::nodes::Inode;
-use crate::image::Handle;
+use crate::image::{Handle, ReadDone};
 use crate::store::{Attr, Caller, Error, Node, OpenMode, Result, SetAttr, StoreFile};
 
-/// How every image is opened: past the kernel's page cache, as the guest has its own.
-const OPENED: FopenFlags =
-    FopenFlags::FOPEN_DIRECT_IO.union(FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES);
 /// One copy_file_range copies at most this, in bytes; the caller goes on from there.
 const COPY_BYTES_MAX: u64 = 1 << 30;
 
@@ -29,8 +21,8 @@ pub struct OpenFile {
 
 impl Core {
     /// The open file of a number the kernel gave.
-    fn file(&self, number: FileHandle) -> Result<Arc<OpenFile>> {
-        let file = self.files.get(number.0);
+    pub fn file(&self, number: u64) -> Result<Arc<OpenFile>> {
+        let file = self.files.get(number);
         file.ok_or_else(|| Error::from_errno(libc::EBADF))
     }
 
@@ -66,7 +58,7 @@ impl Core {
         file: Arc<dyn StoreFile>,
         attr: &Attr,
         mode: OpenMode,
-    ) -> Result<FileHandle> {
+    ) -> Result<Opened> {
         let handle = self.join(&inode, file, attr, mode);
         inode.opened();
         let file = OpenFile {
@@ -75,7 +67,7 @@ impl Core {
             write: mode.write,
         };
         match self.files.insert(Arc::new(file)) {
-            Ok(number) => Ok(FileHandle(number)),
+            Ok(number) => Ok(Opened { number }),
             Err(file) => {
                 close(&file);
                 Err(Error::from_errno(libc::EIO))
@@ -83,27 +75,20 @@ impl Core {
         }
     }
 
-    pub fn open(
-        self: &Arc<Self>,
-        who: Caller,
-        nodeid: INodeNo,
-        flags: OpenFlags,
-        reply: ReplyOpen,
-    ) {
+    pub fn open(self: &Arc<Self>, who: Caller, nodeid: u64, flags: i32, answer: Answer<Opened>) {
         let mode = open_mode(flags);
         if mode.write && self.read_only {
-            return reply.error(fuser::Errno::EROFS);
+            return refuse(answer, libc::EROFS);
         }
-        settle(reply, self.inode(nodeid), |reply, inode| {
+        with(answer, self.inode(nodeid), |answer, inode| {
             let asked = inode.clone();
             self.ask(
                 "open",
-                reply,
+                answer,
                 move |core| core.open_store(&who, &asked.node, mode),
-                move |core, reply, (file, attr)| {
+                move |core, (file, attr)| {
                     inode.remember(&attr);
-                    let opened = core.opened(inode, file, &attr, mode);
-                    settle(reply, opened, |reply, number| reply.opened(number, OPENED));
+                    core.opened(inode, file, &attr, mode)
                 },
             );
         });
@@ -112,53 +97,49 @@ impl Core {
     pub fn create(
         self: &Arc<Self>,
         who: Caller,
-        (parent, name): (INodeNo, OsString),
+        (parent, name): (u64, OsString),
         (permissions, umask): (u32, u32),
         flags: i32,
-        reply: ReplyCreate,
+        answer: Answer<(Entry, Opened)>,
     ) {
-        let mode = open_mode(OpenFlags(flags));
+        let mode = open_mode(flags);
         let exclusive = flags & libc::O_EXCL != 0;
-        settle(reply, self.inode(parent), |reply, dir| {
+        with(answer, self.inode(parent), |answer, dir| {
             let (nodeid, told) = (dir.nodeid, name.clone());
             self.ask(
                 "create",
-                reply,
+                answer,
                 move |core| {
                     let permissions = core.masked(&who, &dir, permissions, umask);
                     core.store
                         .create(&who, &dir.node, &name, permissions, mode)
                         .map_err(|error| found_meanwhile(error, exclusive))
                 },
-                move |core, reply, (node, attr, file)| {
+                move |core, (node, attr, file)| {
                     let inode = core.nodes.enter(nodeid, &told, node, &attr);
-                    let shown = core.file_attr(&inode, &attr);
-                    let opened = core.opened(inode.clone(), file, &attr, mode);
-                    settle(reply, opened, |reply, number| {
-                        reply.created(&TTL, &shown, generation(&inode), number, OPENED);
-                    });
+                    let entry = core.entry(&inode, &attr);
+                    Ok((entry, core.opened(inode, file, &attr, mode)?))
                 },
             );
         });
     }
 
-    pub fn read(&self, number: FileHandle, offset: u64, length: u32, reply: ReplyData) {
-        settle(reply, self.file(number), |reply, file| {
-            let done =
-                |result: Result<&[u8]>| settle(reply, result, |reply, data| reply.data(data));
-            file.handle.read(offset, length as usize, Box::new(done));
-        });
+    pub fn read(&self, number: u64, offset: u64, length: u32, done: ReadDone) {
+        match self.file(number) {
+            Ok(file) => file.handle.read(offset, length as usize, done),
+            Err(error) => done(Err(error)),
+        }
     }
 
     pub fn write(
         self: &Arc<Self>,
-        number: FileHandle,
+        number: u64,
         offset: u64,
         data: &[u8],
         strips_set_id: bool,
-        reply: ReplyWrite,
+        answer: Answer<u32>,
     ) {
-        settle(reply, self.file(number), |reply, file| {
+        with(answer, self.file(number), |answer, file| {
             let length = data.len() as u32; // a request is 1 MiB at most
             let strips = strips_set_id
                 && file
@@ -167,11 +148,11 @@ impl Core {
                     .is_some_and(|attr| stripped(attr.mode) != attr.mode);
             let (core, inode) = (self.clone(), file.inode.clone());
             let done = move |result: Result<()>| {
-                settle(reply, result, |reply, ()| {
+                with(answer, result, |answer, ()| {
                     if strips {
-                        core.strip_set_id(inode, reply, move |reply| reply.written(length));
+                        core.strip_set_id(inode, length, answer);
                     } else {
-                        reply.written(length);
+                        answer(Ok(length));
                     }
                 });
             };
@@ -182,15 +163,15 @@ impl Core {
     /// A write by someone without the right to keep them clears set-uid and set-gid, as on any
     /// filesystem. The writer need not own the file, so the daemon does it. A store that refuses
     /// the daemon has done it itself, as the write ran as the opener.
-    fn strip_set_id<R: Refuse>(
+    fn strip_set_id<A: Send + 'static>(
         self: &Arc<Self>,
         inode: Arc<Inode>,
-        reply: R,
-        ok: impl FnOnce(R) + Send + 'static,
+        value: A,
+        answer: Answer<A>,
     ) {
         self.ask(
             "chmod",
-            reply,
+            answer,
             move |core| {
                 if let Err(error) = core.strip(&inode) {
                     log::debug!("cannot strip set-uid: {error}");
@@ -198,7 +179,7 @@ impl Core {
                 core.attr_outdated(&inode);
                 Ok(())
             },
-            |_, reply, ()| ok(reply),
+            |_, ()| Ok(value),
         );
     }
 
@@ -223,67 +204,61 @@ impl Core {
         Ok(())
     }
 
-    pub fn flush(&self, number: FileHandle, reply: ReplyEmpty) {
-        settle(reply, self.file(number), |reply, file| {
-            file.handle.close(answer(reply));
+    pub fn flush(&self, number: u64, answer: Answer<()>) {
+        with(answer, self.file(number), |answer, file| {
+            file.handle.close(answer);
         });
     }
 
-    pub fn sync(&self, number: FileHandle, data_only: bool, reply: ReplyEmpty) {
-        settle(reply, self.file(number), |reply, file| {
-            file.handle.flush(data_only, answer(reply));
+    pub fn sync(&self, number: u64, data_only: bool, answer: Answer<()>) {
+        with(answer, self.file(number), |answer, file| {
+            file.handle.flush(data_only, answer);
         });
     }
 
-    pub fn release(&self, number: FileHandle, reply: ReplyEmpty) {
-        if let Some(file) = self.files.remove(number.0) {
+    pub fn release(&self, number: u64, answer: Answer<()>) {
+        if let Some(file) = self.files.remove(number) {
             close(&file);
         }
-        reply.ok();
+        answer(Ok(()));
     }
 
     pub fn allocate(
         &self,
-        number: FileHandle,
+        number: u64,
         mode: i32,
         (offset, length): (u64, u64),
-        reply: ReplyEmpty,
+        answer: Answer<()>,
     ) {
-        settle(reply, self.file(number), |reply, file| {
-            file.handle.allocate(mode, offset, length, answer(reply));
+        with(answer, self.file(number), |answer, file| {
+            file.handle.allocate(mode, offset, length, answer);
         });
     }
 
-    pub fn seek(&self, number: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+    pub fn seek(&self, number: u64, offset: i64, whence: i32, answer: Answer<u64>) {
         if !matches!(whence, libc::SEEK_DATA | libc::SEEK_HOLE) {
-            return reply.error(fuser::Errno::EINVAL); // the kernel does the others itself
+            return refuse(answer, libc::EINVAL); // the kernel does the others itself
         }
         let Ok(offset) = u64::try_from(offset) else {
-            return reply.error(fuser::Errno::ENXIO);
+            return refuse(answer, libc::ENXIO);
         };
-        settle(reply, self.file(number), |reply, file| {
-            let done = |result: Result<u64>| {
-                settle(reply, result, |reply, found| reply.offset(found as i64));
-            };
-            file.handle.seek(offset, whence, Box::new(done));
+        with(answer, self.file(number), |answer, file| {
+            file.handle.seek(offset, whence, answer);
         });
     }
 
     pub fn copy(
         &self,
-        (from, from_offset): (FileHandle, u64),
-        (to, to_offset): (FileHandle, u64),
+        (from, from_offset): (u64, u64),
+        (to, to_offset): (u64, u64),
         length: u64,
-        reply: ReplyWrite,
+        answer: Answer<u64>,
     ) {
         let files = self.file(from).and_then(|from| Ok((from, self.file(to)?)));
-        settle(reply, files, |reply, (from, to)| {
-            let done = |result: Result<u64>| {
-                settle(reply, result, |reply, copied| reply.written(copied as u32));
-            };
+        with(answer, files, |answer, (from, to)| {
             let length = length.min(COPY_BYTES_MAX);
             from.handle
-                .copy_to(from_offset, &to.handle, to_offset, length, Box::new(done));
+                .copy_to(from_offset, &to.handle, to_offset, length, answer);
         });
     }
 
@@ -299,11 +274,6 @@ impl Core {
 fn close(file: &OpenFile) {
     file.handle.release();
     file.inode.closed();
-}
-
-/// An answer without content.
-pub fn answer(reply: ReplyEmpty) -> crate::image::Done<()> {
-    Box::new(|result| settle(reply, result, |reply, ()| reply.ok()))
 }
 
 /// The kernel asks for a creation because it saw no such name. If one has come up meanwhile (another

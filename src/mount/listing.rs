@@ -8,13 +8,12 @@ use std::collections::{HashMap, VecDeque};
 use std::ffi::OsStr;
 use std::sync::Arc;
 
-use fuser::{FileHandle, FopenFlags, INodeNo, ReplyDirectory, ReplyEmpty, ReplyOpen};
 use parking_lot::Mutex;
 
-use super::attr::file_type;
-use super::core::{Core, settle};
+use super::answer::{Answer, Listed, ListedName, Opened, refuse};
+use super::core::{Core, with};
 use super::nodes::Inode;
-use crate::store::{Caller, DirEntry, Kind};
+use crate::store::{Caller, DirEntry, Error, Kind, Result};
 
 /// Entries read from the store at once.
 const BATCH_ENTRIES: usize = 1024;
@@ -60,122 +59,105 @@ struct Remembered {
 }
 
 impl Core {
-    pub fn open_dir(self: &Arc<Self>, who: Caller, nodeid: INodeNo, reply: ReplyOpen) {
-        settle(reply, self.inode(nodeid), |reply, inode| {
+    pub fn open_dir(self: &Arc<Self>, who: Caller, nodeid: u64, answer: Answer<Opened>) {
+        with(answer, self.inode(nodeid), |answer, inode| {
             let (asked, known) = (inode.clone(), inode.nodeid);
             self.ask_or(
                 "opendir",
-                reply,
+                answer,
                 move |core| core.store.read_dir(&who, &asked.node, 0, BATCH_ENTRIES),
-                move |core, reply, entries| core.dir_opened(reply, inode, entries),
+                move |core, entries| core.dir_opened(inode, entries),
                 move |core| Some(core.listings.get(known)?.to_vec()),
             );
         });
     }
 
-    fn dir_opened(&self, reply: ReplyOpen, inode: Arc<Inode>, entries: Vec<DirEntry>) {
+    fn dir_opened(&self, inode: Arc<Inode>, entries: Vec<DirEntry>) -> Result<Opened> {
         let dir = OpenDir {
             inode,
             batch: Mutex::new(Batch::default()),
         };
         dir.take_batch(self, 0, entries, true);
         match self.dirs.insert(Arc::new(dir)) {
-            Ok(number) => reply.opened(FileHandle(number), FopenFlags::empty()),
-            Err(_) => reply.error(fuser::Errno::EIO),
+            Ok(number) => Ok(Opened { number }),
+            Err(_) => Err(Error::from_errno(libc::EIO)), // the mount is ending
         }
     }
 
     pub fn read_dir(
         self: &Arc<Self>,
         who: Caller,
-        number: FileHandle,
+        number: u64,
         offset: u64,
-        mut reply: ReplyDirectory,
+        answer: Answer<Listed>,
     ) {
-        let Some(dir) = self.dirs.get(number.0) else {
-            return reply.error(fuser::Errno::EBADF);
+        let Some(dir) = self.dirs.get(number) else {
+            return refuse(answer, libc::EBADF);
         };
-        let Some(cookie) = self.add_dots(&dir, offset, &mut reply) else {
-            return reply.ok();
-        };
-        if let Some(entries) = dir.batched(cookie, offset == 0) {
-            return fill(reply, entries);
+        let (dots, cookie) = (self.dots(&dir, offset), cookie(offset));
+        if let Some((entries, from)) = dir.batched(cookie, offset == 0) {
+            return answer(Ok(Listed {
+                dots,
+                entries,
+                from,
+            }));
         }
         let (asked, known) = (dir.clone(), dir.inode.nodeid);
         self.ask_or(
             "readdir",
-            reply,
+            answer,
             move |core| {
                 core.store
                     .read_dir(&who, &asked.inode.node, cookie, BATCH_ENTRIES)
             },
-            move |core, reply, entries| {
-                let entries = dir.take_batch(core, cookie, entries, false);
-                fill(
-                    reply,
-                    Entries {
-                        all: entries,
-                        from: 0,
-                    },
-                );
+            move |core, entries| {
+                Ok(Listed {
+                    dots,
+                    entries: dir.take_batch(core, cookie, entries, false),
+                    from: 0,
+                })
             },
             move |core| after(&core.listings.get(known)?, cookie).map(|rest| rest.to_vec()),
         );
     }
 
-    /// Adds `.` and `..` where the offset is before them; returns the store's cookie to go on from.
-    /// None when the reply is full.
-    fn add_dots(&self, dir: &OpenDir, offset: u64, reply: &mut ReplyDirectory) -> Option<u64> {
+    /// `.` and `..`, where the offset is before them.
+    fn dots(&self, dir: &OpenDir, offset: u64) -> [Option<(u64, u64, &'static str)>; 2] {
         let own = dir.inode.nodeid;
-        if offset < DOT && reply.add(INodeNo(own), DOT, file_type(Kind::Dir), OsStr::new(".")) {
-            return None;
-        }
-        if offset < DOT_DOT {
-            let parent = INodeNo(self.nodes.parent(own));
-            if reply.add(parent, DOT_DOT, file_type(Kind::Dir), OsStr::new("..")) {
-                return None;
-            }
-        }
-        Some(cookie(offset))
+        [
+            (offset < DOT).then_some((own, DOT, ".")),
+            (offset < DOT_DOT).then(|| (self.nodes.parent(own), DOT_DOT, "..")),
+        ]
     }
 
-    pub fn release_dir(&self, number: FileHandle, reply: ReplyEmpty) {
-        self.dirs.remove(number.0);
-        reply.ok();
+    pub fn release_dir(&self, number: u64, answer: Answer<()>) {
+        self.dirs.remove(number);
+        answer(Ok(()));
     }
 
-    pub fn sync_dir(self: &Arc<Self>, who: Caller, nodeid: INodeNo, reply: ReplyEmpty) {
-        settle(reply, self.inode(nodeid), |reply, inode| {
+    pub fn sync_dir(self: &Arc<Self>, who: Caller, nodeid: u64, answer: Answer<()>) {
+        with(answer, self.inode(nodeid), |answer, inode| {
             self.ask(
                 "fsyncdir",
-                reply,
+                answer,
                 move |core| core.store.sync_dir(&who, &inode.node),
-                |_, reply, ()| reply.ok(),
+                |_, ()| Ok(()),
             );
         });
     }
 }
 
-/// Entries from an index on.
-struct Entries {
-    all: Arc<Vec<DirEntry>>,
-    from: usize,
-}
-
 impl OpenDir {
     /// Entries after `cookie` that are at hand. None: ask the store.
-    fn batched(&self, cookie: u64, from_start: bool) -> Option<Entries> {
+    fn batched(&self, cookie: u64, from_start: bool) -> Option<(Arc<Vec<DirEntry>>, usize)> {
         let mut batch = self.batch.lock();
         let all = batch.entries.clone();
         if cookie == batch.after_cookie && !all.is_empty() {
             let fresh = std::mem::take(&mut batch.unused);
-            return (fresh || !from_start).then_some(Entries { all, from: 0 });
+            return (fresh || !from_start).then_some((all, 0));
         }
         let index = all.iter().position(|entry| entry.cookie == cookie)?;
-        (index + 1 < all.len()).then_some(Entries {
-            all,
-            from: index + 1,
-        })
+        (index + 1 < all.len()).then_some((all, index + 1))
     }
 
     /// Keeps what was read after `cookie`. At the end of the directory the whole is remembered.
@@ -225,14 +207,23 @@ fn after(entries: &[DirEntry], cookie: u64) -> Option<&[DirEntry]> {
     Some(&entries[index + 1..])
 }
 
-fn fill(mut reply: ReplyDirectory, entries: Entries) {
-    for entry in &entries.all[entries.from..] {
-        let (ino, kind) = (INodeNo(entry.ino), file_type(entry.kind));
-        if reply.add(ino, offset(entry.cookie), kind, &entry.name) {
-            break;
-        }
+impl Listed {
+    /// Gives name after name to `add` until that says that it is full.
+    pub fn fill(&self, add: impl FnMut(ListedName<'_>) -> bool) {
+        let dots = self.dots.iter().flatten().map(|dot| ListedName {
+            ino: dot.0,
+            offset: dot.1,
+            kind: Kind::Dir,
+            name: OsStr::new(dot.2),
+        });
+        let entries = self.entries[self.from..].iter().map(|entry| ListedName {
+            ino: entry.ino,
+            offset: offset(entry.cookie),
+            kind: entry.kind,
+            name: &entry.name,
+        });
+        let _full = dots.chain(entries).any(add);
     }
-    reply.ok();
 }
 
 /// A store's cookie as the kernel's offset, leaving room for `.` and `..`.

@@ -10,16 +10,17 @@
 //! *Order of steps* at the end: the FUSE threads end, then every file still open is released, then
 //! [`serve`] returns; after that nothing of the mount is used any more.
 
-mod attr;
+mod answer;
 mod caller;
 mod core;
-mod face;
 mod files;
 mod handles;
+mod kernel;
 mod listing;
 mod names;
 mod nodes;
 mod point;
+mod portable;
 mod stat;
 mod xattr;
 
@@ -31,12 +32,13 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
-use fuser::{BackgroundSession, INodeNo, MountOption, Notifier, Session, SessionACL};
+use fuser::{BackgroundSession, MountOption, Session, SessionACL};
 
 pub use point::{Occupant, clear_dead_mount, occupant, unmount};
 
 use self::core::Core;
-use self::face::Face;
+use self::kernel::Kernel;
+use self::portable::Face;
 use crate::config::Config;
 use crate::image::Images;
 use crate::store::Store;
@@ -73,8 +75,9 @@ pub fn serve(
     let (ended, end) = channel();
     let face = Face::new(core.clone(), ended);
     let session = Session::new(face, &config.mountpoint, &session_config(config))?.spawn()?;
-    let notifier = core.notifier.get_or_init(|| session.notifier()).clone();
-    let forgetter = start_forgetter(core.clone(), notifier);
+    let notifier = || Arc::new(session.notifier()) as Arc<dyn Kernel>;
+    let kernel = core.kernel.get_or_init(notifier).clone();
+    let forgetter = start_forgetter(core.clone(), kernel);
     core.learn_root();
     ready();
     let _ = end.recv(); // an error: the sender was dropped with the last FUSE thread
@@ -132,13 +135,13 @@ fn finish(session: BackgroundSession) {
 
 /// Starts the thread that asks the kernel to forget names when there are too many inodes. A thread
 /// of its own, because the kernel may make it wait for a request that is under way.
-fn start_forgetter(core: Arc<Core>, notifier: Notifier) -> io::Result<thread::JoinHandle<()>> {
+fn start_forgetter(core: Arc<Core>, kernel: Arc<dyn Kernel>) -> io::Result<thread::JoinHandle<()>> {
     let forget = move || {
         let mut pause = FORGET_PAUSE;
         while core.nodes.wait_until_crowded() {
             let before = core.nodes.count();
             for (parent, name) in core.nodes.oldest_names() {
-                if let Err(error) = notifier.inval_entry(INodeNo(parent), &name) {
+                if let Err(error) = kernel.forget_name(parent, &name) {
                     log::debug!("the kernel does not forget a name: {error}");
                 }
             }

@@ -3,10 +3,8 @@
 use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
 
-use fuser::{INodeNo, ReplyData, ReplyEmpty, ReplyEntry};
-
-use super::attr::TTL;
-use super::core::{Core, generation, settle};
+use super::answer::{Answer, Entry};
+use super::core::{Core, with};
 use super::nodes::Inode;
 use crate::store::{Attr, Caller, Error, Kind, Node, Result};
 
@@ -28,26 +26,26 @@ impl Core {
     }
 
     /// Tells the kernel what a name leads to.
-    fn entry(&self, reply: ReplyEntry, parent: u64, name: &OsStr, (node, attr): (Node, Attr)) {
+    fn entered(&self, parent: u64, name: &OsStr, (node, attr): (Node, Attr)) -> Entry {
         let inode = self.nodes.enter(parent, name, node, &attr);
-        reply.entry(&TTL, &self.file_attr(&inode, &attr), generation(&inode));
+        self.entry(&inode, &attr)
     }
 
     pub fn lookup(
         self: &Arc<Self>,
         who: Caller,
-        parent: INodeNo,
+        parent: u64,
         name: OsString,
-        reply: ReplyEntry,
+        answer: Answer<Entry>,
     ) {
-        settle(reply, self.inode(parent), |reply, dir| {
+        with(answer, self.inode(parent), |answer, dir| {
             let (asked, known, told) = (name.clone(), name.clone(), name);
             let nodeid = dir.nodeid;
             self.ask_or(
                 "lookup",
-                reply,
+                answer,
                 move |core| core.store.lookup(&who, &dir.node, &asked),
-                move |core, reply, found| core.entry(reply, nodeid, &told, found),
+                move |core, found| Ok(core.entered(nodeid, &told, found)),
                 move |core| {
                     let inode = core.nodes.child(nodeid, &known)?;
                     Some((inode.node.clone(), inode.last_attr()?))
@@ -60,17 +58,17 @@ impl Core {
     pub fn make(
         self: &Arc<Self>,
         what: &'static str,
-        (parent, name): (INodeNo, OsString),
-        reply: ReplyEntry,
+        (parent, name): (u64, OsString),
+        answer: Answer<Entry>,
         make: impl FnOnce(&Core, &Inode, &OsStr) -> Result<(Node, Attr)> + Send + 'static,
     ) {
-        settle(reply, self.inode(parent), |reply, dir| {
+        with(answer, self.inode(parent), |answer, dir| {
             let (nodeid, told) = (dir.nodeid, name.clone());
             self.ask(
                 what,
-                reply,
+                answer,
                 move |core| make(core, &dir, &name),
-                move |core, reply, made| core.entry(reply, nodeid, &told, made),
+                move |core, made| Ok(core.entered(nodeid, &told, made)),
             );
         });
     }
@@ -78,12 +76,12 @@ impl Core {
     pub fn link(
         self: &Arc<Self>,
         who: Caller,
-        nodeid: INodeNo,
-        (parent, name): (INodeNo, OsString),
-        reply: ReplyEntry,
+        nodeid: u64,
+        (parent, name): (u64, OsString),
+        answer: Answer<Entry>,
     ) {
-        settle(reply, self.inode(nodeid), |reply, inode| {
-            self.make("link", (parent, name), reply, move |core, dir, name| {
+        with(answer, self.inode(nodeid), |answer, inode| {
+            self.make("link", (parent, name), answer, move |core, dir, name| {
                 let attr = core.keeping_version(&who, &inode, || {
                     core.store.link(&who, &inode.node, &dir.node, name)
                 })?;
@@ -92,29 +90,23 @@ impl Core {
         });
     }
 
-    pub fn read_link(self: &Arc<Self>, who: Caller, nodeid: INodeNo, reply: ReplyData) {
-        use std::os::unix::ffi::OsStrExt;
-        settle(reply, self.inode(nodeid), |reply, inode| {
+    pub fn read_link(self: &Arc<Self>, who: Caller, nodeid: u64, answer: Answer<Vec<u8>>) {
+        use std::os::unix::ffi::OsStringExt;
+        with(answer, self.inode(nodeid), |answer, inode| {
             self.ask(
                 "readlink",
-                reply,
+                answer,
                 move |core| core.store.read_link(&who, &inode.node),
-                |_, reply, target| reply.data(target.as_bytes()),
+                |_, target| Ok(target.into_vec()),
             );
         });
     }
 
-    pub fn unlink(
-        self: &Arc<Self>,
-        who: Caller,
-        parent: INodeNo,
-        name: OsString,
-        reply: ReplyEmpty,
-    ) {
-        settle(reply, self.inode(parent), |reply, dir| {
+    pub fn unlink(self: &Arc<Self>, who: Caller, parent: u64, name: OsString, answer: Answer<()>) {
+        with(answer, self.inode(parent), |answer, dir| {
             self.ask(
                 "unlink",
-                reply,
+                answer,
                 move |core| {
                     let victim = core.victim(&who, &dir, &name);
                     let unlink = || core.store.unlink(&who, &dir.node, &name);
@@ -126,7 +118,7 @@ impl Core {
                     core.name_lost(&who, victim);
                     Ok(())
                 },
-                |_, reply, ()| reply.ok(),
+                |_, ()| Ok(()),
             );
         });
     }
@@ -134,14 +126,14 @@ impl Core {
     pub fn remove_dir(
         self: &Arc<Self>,
         who: Caller,
-        parent: INodeNo,
+        parent: u64,
         name: OsString,
-        reply: ReplyEmpty,
+        answer: Answer<()>,
     ) {
-        settle(reply, self.inode(parent), |reply, dir| {
+        with(answer, self.inode(parent), |answer, dir| {
             self.ask(
                 "rmdir",
-                reply,
+                answer,
                 move |core| {
                     core.store.remove_dir(&who, &dir.node, &name)?;
                     if let Some(removed) = core.nodes.child(dir.nodeid, &name) {
@@ -150,7 +142,7 @@ impl Core {
                     core.nodes.name_removed(dir.nodeid, &name);
                     Ok(())
                 },
-                |_, reply, ()| reply.ok(),
+                |_, ()| Ok(()),
             );
         });
     }
@@ -158,20 +150,20 @@ impl Core {
     pub fn rename(
         self: &Arc<Self>,
         who: Caller,
-        from: (INodeNo, OsString),
-        to: (INodeNo, OsString),
+        from: (u64, OsString),
+        to: (u64, OsString),
         flags: u32,
-        reply: ReplyEmpty,
+        answer: Answer<()>,
     ) {
         let dirs = self
             .inode(from.0)
             .and_then(|source| Ok((source, self.inode(to.0)?)));
-        settle(reply, dirs, |reply, (source, target)| {
+        with(answer, dirs, |answer, (source, target)| {
             self.ask(
                 "rename",
-                reply,
+                answer,
                 move |core| core.move_name(&who, (&source, &from.1), (&target, &to.1), flags),
-                |_, reply, ()| reply.ok(),
+                |_, ()| Ok(()),
             );
         });
     }

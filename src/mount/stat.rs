@@ -2,10 +2,8 @@
 
 use std::sync::Arc;
 
-use fuser::{Errno, FileHandle, INodeNo, ReplyAttr, ReplyStatfs};
-
-use super::attr::TTL;
-use super::core::{Core, settle};
+use super::answer::{Answer, Shown, refuse};
+use super::core::{Core, with};
 use super::nodes::{Inode, ROOT};
 use crate::image::Handle;
 use crate::store::{Attr, Caller, Kind, OpenMode, Result, SetAttr, StatFs};
@@ -22,7 +20,7 @@ impl Core {
     pub fn learn_root(self: &Arc<Self>) {
         let core = self.clone();
         let work = move || {
-            let root = core.inode(INodeNo(ROOT))?;
+            let root = core.inode(ROOT)?;
             root.remember(&core.store.attr(&core.callers.own(), &root.node)?);
             Ok(())
         };
@@ -33,19 +31,19 @@ impl Core {
         });
     }
 
-    fn answer_attr(&self, reply: ReplyAttr, inode: &Inode, attr: &Attr) {
+    fn learned(&self, inode: &Inode, attr: &Attr) -> Shown {
         inode.remember(attr);
-        reply.attr(&TTL, &self.file_attr(inode, attr));
+        self.shown(inode, attr)
     }
 
-    pub fn get_attr(self: &Arc<Self>, who: Caller, nodeid: INodeNo, reply: ReplyAttr) {
-        settle(reply, self.inode(nodeid), |reply, inode| {
+    pub fn get_attr(self: &Arc<Self>, who: Caller, nodeid: u64, answer: Answer<Shown>) {
+        with(answer, self.inode(nodeid), |answer, inode| {
             let (asked, known) = (inode.clone(), inode.clone());
             self.ask_or(
                 "getattr",
-                reply,
+                answer,
                 move |core| core.store.attr(&who, &asked.node),
-                move |core, reply, attr| core.answer_attr(reply, &inode, &attr),
+                move |core, attr| Ok(core.learned(&inode, &attr)),
                 move |_| known.last_attr(),
             );
         });
@@ -55,32 +53,36 @@ impl Core {
     pub fn set_attr(
         self: &Arc<Self>,
         who: Caller,
-        nodeid: INodeNo,
+        nodeid: u64,
         size_bytes: Option<u64>,
-        number: Option<FileHandle>,
+        number: Option<u64>,
         set: SetAttr,
-        reply: ReplyAttr,
+        answer: Answer<Shown>,
     ) {
         if self.read_only {
-            return reply.error(Errno::EROFS);
+            return refuse(answer, libc::EROFS);
         }
-        settle(reply, self.inode(nodeid), |reply, inode| match size_bytes {
-            None => self.set_rest(who, inode, set, false, reply),
-            Some(_) if inode.kind != Kind::File => reply.error(Errno::EINVAL),
-            Some(size_bytes) => {
-                let change = Change {
-                    who,
-                    inode,
-                    size_bytes,
-                    set,
-                    reply,
-                };
-                match number.and_then(|number| self.files.get(number.0)) {
-                    Some(file) if file.write => self.truncate(&file.handle, change, |_| ()),
-                    _ => self.open_and_truncate(change),
+        with(
+            answer,
+            self.inode(nodeid),
+            |answer, inode| match size_bytes {
+                None => self.set_rest(who, inode, set, false, answer),
+                Some(_) if inode.kind != Kind::File => refuse(answer, libc::EINVAL),
+                Some(size_bytes) => {
+                    let change = Change {
+                        who,
+                        inode,
+                        size_bytes,
+                        set,
+                        answer,
+                    };
+                    match number.and_then(|number| self.files.get(number)) {
+                        Some(file) if file.write => self.truncate(&file.handle, change, |_| ()),
+                        _ => self.open_and_truncate(change),
+                    }
                 }
-            }
-        });
+            },
+        );
     }
 
     /// Truncation by name: a short-lived open as the caller, whose rights the store checks.
@@ -90,25 +92,25 @@ impl Core {
             inode,
             size_bytes,
             set,
-            reply,
+            answer,
         } = change;
+        let (core, opener) = (self.clone(), self.clone());
         let (asker, asked) = (who.clone(), inode.clone());
-        self.ask(
-            "truncate",
-            reply,
-            move |core| core.open_store(&asker, &asked.node, FOR_TRUNCATION),
-            move |core, reply, (file, attr)| {
+        let open = move || opener.open_store(&asker, &asked.node, FOR_TRUNCATION);
+        let opened = move |result| {
+            with(answer, result, |answer, (file, attr)| {
                 let handle = core.join(&inode, file, &attr, FOR_TRUNCATION);
                 let change = Change {
                     who,
                     inode,
                     size_bytes,
                     set,
-                    reply,
+                    answer,
                 };
                 core.truncate(&handle, change, |handle| handle.release());
-            },
-        );
+            });
+        };
+        self.executor.submit("truncate", open, opened);
     }
 
     fn truncate(
@@ -121,8 +123,8 @@ impl Core {
         let size_bytes = change.size_bytes;
         let done = move |result: Result<()>| {
             then(&used);
-            settle(change.reply, result, |reply, ()| {
-                core.set_rest(change.who, change.inode, change.set, true, reply);
+            with(change.answer, result, |answer, ()| {
+                core.set_rest(change.who, change.inode, change.set, true, answer);
             });
         };
         handle.truncate(size_bytes, Box::new(done));
@@ -134,14 +136,14 @@ impl Core {
         inode: Arc<Inode>,
         set: SetAttr,
         truncated: bool,
-        reply: ReplyAttr,
+        answer: Answer<Shown>,
     ) {
         let asked = inode.clone();
         self.ask(
             "setattr",
-            reply,
+            answer,
             move |core| core.apply(&who, &asked, set, truncated),
-            move |core, reply, attr| core.answer_attr(reply, &inode, &attr),
+            move |core, attr| Ok(core.learned(&inode, &attr)),
         );
     }
 
@@ -160,14 +162,14 @@ impl Core {
         self.keeping_version(who, inode, || self.store.set_attr(who, node, &set))
     }
 
-    pub fn stat_fs(self: &Arc<Self>, who: Caller, reply: ReplyStatfs) {
+    pub fn stat_fs(self: &Arc<Self>, who: Caller, answer: Answer<StatFs>) {
         self.ask_or(
             "statfs",
-            reply,
+            answer,
             move |core| core.store.stat_fs(&who),
-            |core, reply, stat| {
+            |core, stat| {
                 *core.last_stat_fs.lock() = Some(stat);
-                answer_stat_fs(reply, stat);
+                Ok(stat)
             },
             // Never asked before: nothing known, but umount(8) asks too and must not wait.
             |core| Some(core.last_stat_fs.lock().unwrap_or_default()),
@@ -181,18 +183,5 @@ struct Change {
     inode: Arc<Inode>,
     size_bytes: u64,
     set: SetAttr,
-    reply: ReplyAttr,
-}
-
-fn answer_stat_fs(reply: ReplyStatfs, stat: StatFs) {
-    reply.statfs(
-        stat.blocks,
-        stat.blocks_free,
-        stat.blocks_available,
-        stat.files,
-        stat.files_free,
-        stat.block_size,
-        stat.name_max,
-        stat.block_size,
-    );
+    answer: Answer<Shown>,
 }

@@ -5,9 +5,8 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
-use fuser::{Errno, INodeNo, ReplyEmpty, ReplyXattr};
-
-use super::core::{Core, Refuse, settle};
+use super::answer::{Answer, Value, refuse};
+use super::core::{Core, with};
 use super::nodes::{AclAnswer, Inode, ROOT};
 use crate::store::{Caller, Error, Kind, Result};
 
@@ -24,33 +23,30 @@ impl Core {
     pub fn get_xattr(
         self: &Arc<Self>,
         who: Caller,
-        nodeid: INodeNo,
+        nodeid: u64,
         name: OsString,
         size: u32,
-        reply: ReplyXattr,
+        answer: Answer<Value>,
     ) {
-        let Some(reply) = allowed(&name, reply) else {
+        let Some(answer) = allowed(&name, answer) else {
             return;
         };
-        settle(reply, self.inode(nodeid), |reply, inode| {
+        with(answer, self.inode(nodeid), |answer, inode| {
             if let Some(verb) = name.as_bytes().strip_prefix(OUR_PREFIX) {
-                return give(
-                    reply,
-                    size,
-                    self.our_value(&inode, verb).ok_or(libc::ENODATA),
-                );
+                let value = self.our_value(&inode, verb).ok_or(libc::ENODATA);
+                return answer(give(size, value));
             }
             let acl = ACLS.iter().position(|acl| name == **acl);
             let (asked, known) = (inode.clone(), inode.clone());
             self.ask_or(
                 "getxattr",
-                reply,
+                answer,
                 move |core| presence(core.store.get_xattr(&who, &asked.node, &name)),
-                move |_, reply, answer| {
+                move |_, found| {
                     if let Some(acl) = acl {
-                        inode.remember_acl(acl, rememberable(&answer));
+                        inode.remember_acl(acl, rememberable(&found));
                     }
-                    give(reply, size, answer.map(|value| value.to_vec()));
+                    give(size, found.map(|value| value.to_vec()))
                 },
                 move |_| known.last_acl(acl?),
             );
@@ -78,17 +74,17 @@ impl Core {
     pub fn list_xattr(
         self: &Arc<Self>,
         who: Caller,
-        nodeid: INodeNo,
+        nodeid: u64,
         size: u32,
-        reply: ReplyXattr,
+        answer: Answer<Value>,
     ) {
-        settle(reply, self.inode(nodeid), |reply, inode| {
+        with(answer, self.inode(nodeid), |answer, inode| {
             let is_root = who.uid == 0;
             self.ask(
                 "listxattr",
-                reply,
+                answer,
                 move |core| core.store.list_xattr(&who, &inode.node),
-                move |_, reply, names| give(reply, size, Ok(shown_names(&names, is_root))),
+                move |_, names| give(size, Ok(shown_names(&names, is_root))),
             );
         });
     }
@@ -96,11 +92,11 @@ impl Core {
     pub fn set_xattr(
         self: &Arc<Self>,
         who: Caller,
-        nodeid: INodeNo,
+        nodeid: u64,
         (name, value, flags): (OsString, Vec<u8>, i32),
-        reply: ReplyEmpty,
+        answer: Answer<()>,
     ) {
-        self.change_xattr(who, nodeid, name, reply, move |core, who, inode, name| {
+        self.change_xattr(who, nodeid, name, answer, move |core, who, inode, name| {
             core.keeping_version(who, inode, || {
                 core.store.set_xattr(who, &inode.node, name, &value, flags)
             })
@@ -110,11 +106,11 @@ impl Core {
     pub fn remove_xattr(
         self: &Arc<Self>,
         who: Caller,
-        nodeid: INodeNo,
+        nodeid: u64,
         name: OsString,
-        reply: ReplyEmpty,
+        answer: Answer<()>,
     ) {
-        self.change_xattr(who, nodeid, name, reply, |core, who, inode, name| {
+        self.change_xattr(who, nodeid, name, answer, |core, who, inode, name| {
             core.keeping_version(who, inode, || {
                 core.store.remove_xattr(who, &inode.node, name)
             })
@@ -124,21 +120,21 @@ impl Core {
     fn change_xattr(
         self: &Arc<Self>,
         who: Caller,
-        nodeid: INodeNo,
+        nodeid: u64,
         name: OsString,
-        reply: ReplyEmpty,
+        answer: Answer<()>,
         change: impl FnOnce(&Core, &Caller, &Inode, &OsStr) -> Result<()> + Send + 'static,
     ) {
-        let Some(reply) = allowed(&name, reply) else {
+        let Some(answer) = allowed(&name, answer) else {
             return;
         };
         if name.as_bytes().starts_with(OUR_PREFIX) {
-            return reply.error(self.refuse_verb(&who, &name));
+            return refuse(answer, self.refuse_verb(&who, &name));
         }
-        settle(reply, self.inode(nodeid), |reply, inode| {
+        with(answer, self.inode(nodeid), |answer, inode| {
             self.ask(
                 "setxattr",
-                reply,
+                answer,
                 move |core| {
                     let result = change(core, &who, &inode, &name);
                     if let Some(acl) = ACLS.iter().position(|acl| name == **acl) {
@@ -146,28 +142,28 @@ impl Core {
                     }
                     result
                 },
-                |_, reply, ()| reply.ok(),
+                |_, ()| Ok(()),
             );
         });
     }
 
     /// Our verbs that can be set are yet to come; who may set them is decided already (rule 16).
-    fn refuse_verb(&self, who: &Caller, name: &OsStr) -> Errno {
+    fn refuse_verb(&self, who: &Caller, name: &OsStr) -> i32 {
         if who.uid != 0 && !self.control_uids.contains(&who.uid) {
-            return Errno::EPERM;
+            return libc::EPERM;
         }
         log::warn!("{} cannot be set", name.to_string_lossy());
-        Errno::EINVAL
+        libc::EINVAL
     }
 }
 
 /// Refuses `security.*`.
-fn allowed<R: Refuse>(name: &OsStr, reply: R) -> Option<R> {
+fn allowed<T>(name: &OsStr, answer: Answer<T>) -> Option<Answer<T>> {
     if name.as_bytes().starts_with(SECURITY_PREFIX) {
-        reply.refuse(Errno::EOPNOTSUPP);
+        refuse(answer, libc::EOPNOTSUPP);
         return None;
     }
-    Some(reply)
+    Some(answer)
 }
 
 /// That there is no such attribute is an answer, which can be remembered, not a failure.
@@ -190,12 +186,11 @@ fn rememberable(answer: &AclAnswer) -> Option<AclAnswer> {
 }
 
 /// Answers as getxattr(2) does: the size if no room was given, ERANGE if too little.
-fn give(reply: ReplyXattr, size: u32, value: std::result::Result<Vec<u8>, i32>) {
-    match value {
-        Err(errno) => reply.error(Errno::from_i32(errno)),
-        Ok(value) if size == 0 => reply.size(value.len() as u32),
-        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
-        Ok(value) => reply.data(&value),
+fn give(size: u32, value: std::result::Result<Vec<u8>, i32>) -> Result<Value> {
+    match value.map_err(Error::from_errno)? {
+        value if size == 0 => Ok(Value::Size(value.len() as u32)),
+        value if value.len() > size as usize => Err(Error::from_errno(libc::ERANGE)),
+        value => Ok(Value::Bytes(value)),
     }
 }
 

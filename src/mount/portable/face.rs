@@ -19,8 +19,9 @@ use fuser::{
 };
 
 use super::attr::set_time;
-use super::core::Core;
-use crate::store::SetAttr;
+use super::replies;
+use crate::mount::core::Core;
+use crate::store::{Caller, SetAttr};
 
 /// Largest request, in bytes.
 const REQUEST_BYTES_MAX: u32 = 1 << 20;
@@ -53,6 +54,11 @@ impl Face {
             _ended: ended,
         }
     }
+
+    fn who(&self, request: &Request) -> Caller {
+        let callers = &self.core.callers;
+        callers.of(request.uid(), request.gid(), request.pid())
+    }
 }
 
 impl Filesystem for Face {
@@ -82,8 +88,9 @@ impl Filesystem for Face {
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let who = self.core.callers.of(request);
-        self.core.lookup(who, parent, name.into(), reply);
+        let who = self.who(request);
+        self.core
+            .lookup(who, parent.0, name.into(), replies::entry(reply));
     }
 
     fn forget(&self, _request: &Request, nodeid: INodeNo, count: u64) {
@@ -97,8 +104,8 @@ impl Filesystem for Face {
         _file: Option<FileHandle>,
         reply: ReplyAttr,
     ) {
-        let who = self.core.callers.of(request);
-        self.core.get_attr(who, nodeid, reply);
+        let who = self.who(request);
+        self.core.get_attr(who, nodeid.0, replies::attr(reply));
     }
 
     fn setattr(
@@ -119,7 +126,7 @@ impl Filesystem for Face {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let who = self.core.callers.of(request);
+        let who = self.who(request);
         let set = SetAttr {
             mode: mode.map(|mode| mode & 0o7777),
             uid,
@@ -127,12 +134,14 @@ impl Filesystem for Face {
             atime: atime.map(set_time),
             mtime: mtime.map(set_time),
         };
-        self.core.set_attr(who, nodeid, size, file, set, reply);
+        let file = file.map(|file| file.0);
+        self.core
+            .set_attr(who, nodeid.0, size, file, set, replies::attr(reply));
     }
 
     fn readlink(&self, request: &Request, nodeid: INodeNo, reply: ReplyData) {
-        let who = self.core.callers.of(request);
-        self.core.read_link(who, nodeid, reply);
+        let who = self.who(request);
+        self.core.read_link(who, nodeid.0, replies::data(reply));
     }
 
     fn mknod(
@@ -145,8 +154,9 @@ impl Filesystem for Face {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        let who = self.core.callers.of(request);
-        let place = (parent, name.to_owned());
+        let who = self.who(request);
+        let place = (parent.0, name.to_owned());
+        let reply = replies::entry(reply);
         self.core
             .make("mknod", place, reply, move |core, dir, name| {
                 let mode = core.masked(&who, dir, mode, umask);
@@ -163,8 +173,9 @@ impl Filesystem for Face {
         umask: u32,
         reply: ReplyEntry,
     ) {
-        let who = self.core.callers.of(request);
-        let place = (parent, name.to_owned());
+        let who = self.who(request);
+        let place = (parent.0, name.to_owned());
+        let reply = replies::entry(reply);
         self.core
             .make("mkdir", place, reply, move |core, dir, name| {
                 let permissions = core.masked(&who, dir, mode & 0o7777, umask);
@@ -173,13 +184,15 @@ impl Filesystem for Face {
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let who = self.core.callers.of(request);
-        self.core.unlink(who, parent, name.into(), reply);
+        let who = self.who(request);
+        self.core
+            .unlink(who, parent.0, name.into(), replies::empty(reply));
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let who = self.core.callers.of(request);
-        self.core.remove_dir(who, parent, name.into(), reply);
+        let who = self.who(request);
+        self.core
+            .remove_dir(who, parent.0, name.into(), replies::empty(reply));
     }
 
     fn symlink(
@@ -190,9 +203,10 @@ impl Filesystem for Face {
         target: &Path,
         reply: ReplyEntry,
     ) {
-        let who = self.core.callers.of(request);
+        let who = self.who(request);
         let target = target.as_os_str().to_owned();
-        let place = (parent, name.to_owned());
+        let place = (parent.0, name.to_owned());
+        let reply = replies::entry(reply);
         self.core
             .make("symlink", place, reply, move |core, dir, name| {
                 core.store.make_symlink(&who, &dir.node, name, &target)
@@ -209,9 +223,10 @@ impl Filesystem for Face {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let who = self.core.callers.of(request);
-        let (from, to) = ((parent, name.into()), (new_parent, new_name.into()));
-        self.core.rename(who, from, to, flags.bits(), reply);
+        let who = self.who(request);
+        let (from, to) = ((parent.0, name.into()), (new_parent.0, new_name.into()));
+        self.core
+            .rename(who, from, to, flags.bits(), replies::empty(reply));
     }
 
     fn link(
@@ -222,14 +237,18 @@ impl Filesystem for Face {
         new_name: &OsStr,
         reply: ReplyEntry,
     ) {
-        let who = self.core.callers.of(request);
-        self.core
-            .link(who, nodeid, (new_parent, new_name.into()), reply);
+        let who = self.who(request);
+        self.core.link(
+            who,
+            nodeid.0,
+            (new_parent.0, new_name.into()),
+            replies::entry(reply),
+        );
     }
 
     fn open(&self, request: &Request, nodeid: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let who = self.core.callers.of(request);
-        self.core.open(who, nodeid, flags, reply);
+        let who = self.who(request);
+        self.core.open(who, nodeid.0, flags.0, replies::file(reply));
     }
 
     fn read(
@@ -243,7 +262,7 @@ impl Filesystem for Face {
         _owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.core.read(file, offset, size, reply);
+        self.core.read(file.0, offset, size, replies::bytes(reply));
     }
 
     fn write(
@@ -262,7 +281,8 @@ impl Filesystem for Face {
         // alone in direct writes.
         let strips_set_id =
             request.uid() != 0 || write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        self.core.write(file, offset, data, strips_set_id, reply);
+        self.core
+            .write(file.0, offset, data, strips_set_id, replies::written(reply));
     }
 
     fn flush(
@@ -273,7 +293,7 @@ impl Filesystem for Face {
         _owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        self.core.flush(file, reply);
+        self.core.flush(file.0, replies::empty(reply));
     }
 
     fn release(
@@ -286,7 +306,7 @@ impl Filesystem for Face {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.core.release(file, reply);
+        self.core.release(file.0, replies::empty(reply));
     }
 
     fn fsync(
@@ -297,12 +317,12 @@ impl Filesystem for Face {
         data_only: bool,
         reply: ReplyEmpty,
     ) {
-        self.core.sync(file, data_only, reply);
+        self.core.sync(file.0, data_only, replies::empty(reply));
     }
 
     fn opendir(&self, request: &Request, nodeid: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let who = self.core.callers.of(request);
-        self.core.open_dir(who, nodeid, reply);
+        let who = self.who(request);
+        self.core.open_dir(who, nodeid.0, replies::dir(reply));
     }
 
     fn readdir(
@@ -313,8 +333,9 @@ impl Filesystem for Face {
         offset: u64,
         reply: ReplyDirectory,
     ) {
-        let who = self.core.callers.of(request);
-        self.core.read_dir(who, dir, offset, reply);
+        let who = self.who(request);
+        self.core
+            .read_dir(who, dir.0, offset, replies::listed(reply));
     }
 
     fn releasedir(
@@ -325,7 +346,7 @@ impl Filesystem for Face {
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
-        self.core.release_dir(dir, reply);
+        self.core.release_dir(dir.0, replies::empty(reply));
     }
 
     fn fsyncdir(
@@ -336,13 +357,13 @@ impl Filesystem for Face {
         _data_only: bool,
         reply: ReplyEmpty,
     ) {
-        let who = self.core.callers.of(request);
-        self.core.sync_dir(who, nodeid, reply);
+        let who = self.who(request);
+        self.core.sync_dir(who, nodeid.0, replies::empty(reply));
     }
 
     fn statfs(&self, request: &Request, _nodeid: INodeNo, reply: ReplyStatfs) {
-        let who = self.core.callers.of(request);
-        self.core.stat_fs(who, reply);
+        let who = self.who(request);
+        self.core.stat_fs(who, replies::stat_fs(reply));
     }
 
     fn setxattr(
@@ -355,9 +376,10 @@ impl Filesystem for Face {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        let who = self.core.callers.of(request);
+        let who = self.who(request);
         let change = (name.to_owned(), value.to_vec(), flags);
-        self.core.set_xattr(who, nodeid, change, reply);
+        self.core
+            .set_xattr(who, nodeid.0, change, replies::empty(reply));
     }
 
     fn getxattr(
@@ -368,18 +390,21 @@ impl Filesystem for Face {
         size: u32,
         reply: ReplyXattr,
     ) {
-        let who = self.core.callers.of(request);
-        self.core.get_xattr(who, nodeid, name.into(), size, reply);
+        let who = self.who(request);
+        self.core
+            .get_xattr(who, nodeid.0, name.into(), size, replies::value(reply));
     }
 
     fn listxattr(&self, request: &Request, nodeid: INodeNo, size: u32, reply: ReplyXattr) {
-        let who = self.core.callers.of(request);
-        self.core.list_xattr(who, nodeid, size, reply);
+        let who = self.who(request);
+        self.core
+            .list_xattr(who, nodeid.0, size, replies::value(reply));
     }
 
     fn removexattr(&self, request: &Request, nodeid: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let who = self.core.callers.of(request);
-        self.core.remove_xattr(who, nodeid, name.into(), reply);
+        let who = self.who(request);
+        self.core
+            .remove_xattr(who, nodeid.0, name.into(), replies::empty(reply));
     }
 
     /// The kernel checks permissions itself (default_permissions) and does not ask.
@@ -397,10 +422,15 @@ impl Filesystem for Face {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let who = self.core.callers.of(request);
+        let who = self.who(request);
         let permissions = (mode & 0o7777, umask);
-        self.core
-            .create(who, (parent, name.into()), permissions, flags, reply);
+        self.core.create(
+            who,
+            (parent.0, name.into()),
+            permissions,
+            flags,
+            replies::created(reply),
+        );
     }
 
     fn fallocate(
@@ -413,7 +443,8 @@ impl Filesystem for Face {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        self.core.allocate(file, mode, (offset, length), reply);
+        self.core
+            .allocate(file.0, mode, (offset, length), replies::empty(reply));
     }
 
     fn lseek(
@@ -425,7 +456,8 @@ impl Filesystem for Face {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        self.core.seek(file, offset, whence, reply);
+        self.core
+            .seek(file.0, offset, whence, replies::offset(reply));
     }
 
     fn copy_file_range(
@@ -441,8 +473,12 @@ impl Filesystem for Face {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        self.core
-            .copy((from, from_offset), (to, to_offset), length, reply);
+        self.core.copy(
+            (from.0, from_offset),
+            (to.0, to_offset),
+            length,
+            replies::copied(reply),
+        );
     }
 
     /// No ioctls: what isatty(3) gets on any regular file.

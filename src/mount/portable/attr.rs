@@ -1,20 +1,18 @@
-//! Between the store's words and fuser's: attributes, times, modes, errors.
+//! Between the store's words and fuser's: attributes and times.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use fuser::{Errno, FileAttr, FileType, INodeNo, OpenAccMode, OpenFlags, TimeOrNow};
+use fuser::{FileAttr, FileType, INodeNo, TimeOrNow};
 
-use crate::store::{Attr, Error, Kind, OpenMode, SetTime, Timestamp};
+use crate::mount::answer::Shown;
+use crate::store::{Kind, SetTime, Timestamp};
 
-/// How long the kernel may use a name or attributes without asking again. Another host's change is
-/// seen at most this much later.
-pub const TTL: Duration = Duration::from_secs(1);
-
-/// Attributes as the kernel gets them; `size_bytes` is given apart, as an open image knows better.
-pub fn file_attr(nodeid: u64, attr: &Attr, size_bytes: u64) -> FileAttr {
+/// Attributes as the kernel gets them.
+pub fn file_attr(shown: &Shown) -> FileAttr {
+    let attr = &shown.attr;
     FileAttr {
-        ino: INodeNo(nodeid),
-        size: size_bytes,
+        ino: INodeNo(shown.nodeid),
+        size: attr.size_bytes,
         blocks: attr.blocks,
         atime: system_time(attr.atime),
         mtime: system_time(attr.mtime),
@@ -41,35 +39,6 @@ pub fn file_type(kind: Kind) -> FileType {
         Kind::Socket => FileType::Socket,
         Kind::CharDevice => FileType::CharDevice,
         Kind::BlockDevice => FileType::BlockDevice,
-    }
-}
-
-/// The errno that a failed operation shows at the mount. Errnos that would tell the kernel
-/// something about this filesystem instead of about the store are replaced.
-pub fn errno(error: &Error) -> Errno {
-    match error {
-        Error::Os(_) => match error.errno() {
-            // "Not implemented" once means never asked again.
-            libc::ENOSYS => Errno::EOPNOTSUPP,
-            // These would read as if this mount were dead.
-            libc::ENOTCONN | libc::ESHUTDOWN | libc::ECONNABORTED => Errno::EIO,
-            other => Errno::from_i32(other),
-        },
-        Error::Deadline(_) | Error::Overloaded => Errno::EIO,
-    }
-}
-
-/// How an open(2) asks for a file.
-pub fn open_mode(flags: OpenFlags) -> OpenMode {
-    let (read, write) = match flags.acc_mode() {
-        OpenAccMode::O_RDONLY => (true, false),
-        OpenAccMode::O_WRONLY => (false, true),
-        OpenAccMode::O_RDWR => (true, true),
-    };
-    OpenMode {
-        read,
-        write,
-        sync: flags.0 & libc::O_DSYNC != 0, // O_SYNC contains it
     }
 }
 
@@ -123,16 +92,5 @@ mod tests {
         assert_eq!(system_time(stored), shown);
         let fusers = UNIX_EPOCH - Duration::new(2, 250_000_000);
         assert_eq!(requested_timestamp(fusers), stored);
-    }
-
-    #[test]
-    fn the_stores_not_implemented_never_reaches_the_kernel() {
-        assert_eq!(
-            errno(&Error::from_errno(libc::ENOSYS)).code(),
-            libc::EOPNOTSUPP
-        );
-        assert_eq!(errno(&Error::from_errno(libc::ENOTCONN)).code(), libc::EIO);
-        assert_eq!(errno(&Error::Overloaded).code(), libc::EIO);
-        assert_eq!(errno(&Error::from_errno(libc::ENOSPC)).code(), libc::ENOSPC);
     }
 }
