@@ -57,7 +57,7 @@ impl Blocks {
         ((key.0 >> 40) * IMAGE_BLOCKS + key.0 % (1 << 40)) as usize
     }
     fn key(number: u64) -> Key {
-        Key(number / IMAGE_BLOCKS << 40 | number % IMAGE_BLOCKS)
+        Key(((number / IMAGE_BLOCKS) << 40) | (number % IMAGE_BLOCKS))
     }
 }
 
@@ -257,7 +257,7 @@ fn trace() -> Vec<u64> {
     while (accesses.len() as u64) < ACCESSES {
         let moved = accesses.len() as u64 / 100_000 * 1500;
         if random() < 0.0005 {
-            accesses.extend((scanned..scanned + 400).map(|n| 1 << 30 | n % 30_000));
+            accesses.extend((scanned..scanned + 400).map(|n| (1 << 30) | (n % 30_000)));
             scanned += 400;
         }
         // Log-uniform ranks: about what Zipf's law with exponent 1 gives.
