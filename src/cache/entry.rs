@@ -434,6 +434,7 @@ impl Entry {
         self.map.set_unqueued(block);
         let first = block * super::PAGES_PER_BLOCK;
         self.drop_pages(&(first..first + super::PAGES_PER_BLOCK));
+        self.map.release(block);
         true
     }
 

@@ -4,6 +4,7 @@
 //! own offsets, the page records, the in-doubt marks and the head. The formats are in docs/FORMAT.md
 //! and at the head of the file that owns each. This room never talks to the store.
 
+mod chunk;
 pub mod claims;
 pub mod commit;
 pub mod device;

@@ -1,49 +1,34 @@
 //! Which pages of an image are resident, in memory: bit tests for the fast lane.
 //!
-//! Five bytes per block, in chunks that exist only where something was ever resident. A page is
-//! *resident* when its bytes are in the cache file and *verified* when they came from this process
-//! or were checked against their record since the mount.
+//! Five bytes per block, in chunks ([`super::chunk`]) that exist only where something is resident or in
+//! a module's queue. A page is *resident* when its bytes are in the cache file and *verified* when they
+//! came from this process or were checked against their record since the mount.
 //!
 //! # Invariants
 //! - A page is set only after its bytes are in the cache file.
 //! - Its bits are cleared, and the chunk's drop count raised, before its bytes are punched or
 //!   replaced by something a reader must not see. So a reader that takes a [`Stamp`], finds the bits
-//!   set, reads the file and finds the stamp unchanged has read valid bytes, without a lock.
+//!   set, reads the file and finds the stamp unchanged has read valid bytes, without holding a lock.
+//! - Counts only grow, also where a chunk is let go and made again: a place remembers them, and letting
+//!   go counts as a drop, because whoever cleared the last page may not have counted it yet.
 //!
 //! # Locking
-//! `chunks` is held for lookups only.
+//! `places` is held for bit operations only, for writing only to make a chunk or to let one go. So a
+//! chunk that bits are being set in is not let go.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::RwLock;
 
+use super::chunk::{CHUNK_BLOCKS, CHUNK_PAGES, Chunk, Counts};
 use super::{PAGE_BYTES, PAGES_PER_BLOCK, Pages};
 
-/// Blocks a chunk covers: 64 MiB of the image.
-const CHUNK_BLOCKS: u64 = 1024;
-const HEAT_MASK: u8 = 0b11;
-/// The block is in a queue of the caching module.
-const QUEUED: u8 = 0b100;
-
-struct Chunk {
-    resident: [AtomicU16; CHUNK_BLOCKS as usize],
-    verified: [AtomicU16; CHUNK_BLOCKS as usize],
-    flags: [AtomicU8; CHUNK_BLOCKS as usize],
-    drops: AtomicU32,
-    writes: AtomicU32,
-}
-
-impl Chunk {
-    fn new() -> Chunk {
-        Chunk {
-            resident: [const { AtomicU16::new(0) }; CHUNK_BLOCKS as usize],
-            verified: [const { AtomicU16::new(0) }; CHUNK_BLOCKS as usize],
-            flags: [const { AtomicU8::new(0) }; CHUNK_BLOCKS as usize],
-            drops: AtomicU32::new(0),
-            writes: AtomicU32::new(0),
-        }
-    }
+/// Where a chunk may be.
+#[derive(Default)]
+struct Place {
+    chunk: Option<Box<Chunk>>,
+    /// The counts of the chunk that was here last.
+    counts: Counts,
 }
 
 /// How often something was dropped from the chunks of a range, and how often overwritten; equal
@@ -70,7 +55,7 @@ pub enum State {
 /// The residency of one image.
 #[derive(Default)]
 pub struct PageMap {
-    chunks: RwLock<Vec<Option<Arc<Chunk>>>>,
+    places: RwLock<Vec<Place>>,
     resident_pages: AtomicU64,
 }
 
@@ -82,49 +67,51 @@ impl PageMap {
 
     /// What `pages` are now.
     pub fn state(&self, pages: &Pages) -> State {
+        let places = self.places.read();
         let mut state = State::Ready;
         for (block, mask) in masks(pages) {
-            let Some((chunk, at)) = self.chunk(block) else {
+            let Some(chunk) = chunk_of(&places, block) else {
                 return State::Missing;
             };
-            if chunk.resident[at].load(Ordering::Acquire) & mask != mask {
+            let at = at(block);
+            if chunk.resident(at) & mask != mask {
                 return State::Missing;
             }
-            if chunk.verified[at].load(Ordering::Acquire) & mask != mask {
+            if chunk.verified(at) & mask != mask {
                 state = State::Unverified;
             }
         }
         state
     }
 
-    /// The stamp of the chunks that `pages` lie in, at most two for requests up to 64 MiB.
+    /// The stamp of the chunks that `pages` lie in, at most two for requests up to 16 MiB.
     pub fn stamp(&self, pages: &Pages) -> Stamp {
-        let first = pages.start / PAGES_PER_BLOCK;
-        let last = pages.end.saturating_sub(1).max(pages.start) / PAGES_PER_BLOCK;
-        let counts = |block| {
-            self.chunk(block).map_or((0, 0), |(chunk, _)| {
-                let drops = chunk.drops.load(Ordering::Acquire);
-                (drops, chunk.writes.load(Ordering::Acquire))
-            })
+        let places = self.places.read();
+        let counts = |page: u64| match places.get((page / CHUNK_PAGES) as usize) {
+            Some(place) => place
+                .chunk
+                .as_ref()
+                .map_or(place.counts, |chunk| chunk.counts()),
+            None => Counts::default(),
         };
-        let (first, last) = (counts(first), counts(last));
+        let first = counts(pages.start);
+        let last = counts(pages.end.saturating_sub(1).max(pages.start));
         Stamp {
-            drops: (first.0, last.0),
-            writes: (first.1, last.1),
+            drops: (first.drops, last.drops),
+            writes: (first.writes, last.writes),
         }
     }
 
     /// The resident pages of one block, as bits from its first page.
     pub fn resident_in(&self, block: u64) -> u16 {
-        self.chunk(block)
-            .map_or(0, |(chunk, at)| chunk.resident[at].load(Ordering::Acquire))
+        self.with(block, |chunk, at| chunk.resident(at))
+            .unwrap_or(0)
     }
 
     /// The pages of one block that are resident but not verified, as bits.
     pub fn unverified_in(&self, block: u64) -> u16 {
-        self.chunk(block).map_or(0, |(chunk, at)| {
-            chunk.resident[at].load(Ordering::Acquire) & !chunk.verified[at].load(Ordering::Acquire)
-        })
+        self.with(block, |chunk, at| chunk.resident(at) & !chunk.verified(at))
+            .unwrap_or(0)
     }
 
     /// Marks `pages` resident. Returns the blocks that were not in a module's queue; they count as
@@ -132,17 +119,16 @@ impl PageMap {
     pub fn set(&self, pages: &Pages, verified: bool) -> Vec<u64> {
         let mut new_blocks = Vec::new();
         for (block, mask) in masks(pages) {
-            let (chunk, at) = self.chunk_or_new(block);
-            if verified {
-                chunk.verified[at].fetch_or(mask, Ordering::Release);
-            }
-            let before = chunk.resident[at].fetch_or(mask, Ordering::AcqRel);
-            let added = (mask & !before).count_ones();
-            self.resident_pages
-                .fetch_add(u64::from(added), Ordering::Relaxed);
-            if chunk.flags[at].fetch_or(QUEUED, Ordering::AcqRel) & QUEUED == 0 {
-                new_blocks.push(block);
-            }
+            self.with_or_new(block, |chunk, at| {
+                if verified {
+                    chunk.set_verified(at, mask);
+                }
+                let added = u64::from(chunk.set(at, mask));
+                self.resident_pages.fetch_add(added, Ordering::Relaxed);
+                if chunk.enqueue(at) {
+                    new_blocks.push(block);
+                }
+            });
         }
         new_blocks
     }
@@ -150,36 +136,23 @@ impl PageMap {
     /// Marks pages that are resident verified.
     pub fn set_verified(&self, pages: &Pages) {
         for (block, mask) in masks(pages) {
-            if let Some((chunk, at)) = self.chunk(block) {
-                chunk.verified[at].fetch_or(mask, Ordering::Release);
-            }
+            self.with(block, |chunk, at| chunk.set_verified(at, mask));
         }
     }
 
     /// Clears `pages` and raises the drop counts; returns how many were resident. The caller may
     /// punch afterwards.
     pub fn clear(&self, pages: &Pages) -> u64 {
-        const CHUNK_PAGES: u64 = CHUNK_BLOCKS * PAGES_PER_BLOCK;
-        let chunks: Vec<u64> = {
-            let chunks = self.chunks.read();
-            let end = pages.end.div_ceil(CHUNK_PAGES).min(chunks.len() as u64);
-            let there = |number: &u64| chunks[*number as usize].is_some();
-            (pages.start / CHUNK_PAGES..end).filter(there).collect()
-        };
         let mut cleared = 0;
-        for number in chunks {
-            let Some((chunk, _)) = self.chunk(number * CHUNK_BLOCKS) else {
-                continue;
-            };
+        for number in self.chunks_of(pages) {
             let base = number * CHUNK_PAGES;
             let part = pages.start.max(base)..pages.end.min(base + CHUNK_PAGES);
-            for (block, mask) in masks(&part) {
-                let at = (block % CHUNK_BLOCKS) as usize;
-                let before = chunk.resident[at].fetch_and(!mask, Ordering::AcqRel);
-                chunk.verified[at].fetch_and(!mask, Ordering::AcqRel);
-                cleared += u64::from((before & mask).count_ones());
-            }
-            chunk.drops.fetch_add(1, Ordering::AcqRel);
+            self.with(number * CHUNK_BLOCKS, |chunk, _| {
+                for (block, mask) in masks(&part) {
+                    cleared += u64::from(chunk.clear(at(block), mask));
+                }
+                chunk.count_drop();
+            });
         }
         self.resident_pages.fetch_sub(cleared, Ordering::Relaxed);
         cleared
@@ -187,80 +160,96 @@ impl PageMap {
 
     /// Raises the overwrite counts of `pages`: their bytes are being replaced.
     pub fn touch(&self, pages: &Pages) {
-        let chunk_pages = CHUNK_BLOCKS * PAGES_PER_BLOCK;
-        for chunk in pages.start / chunk_pages..pages.end.div_ceil(chunk_pages) {
-            if let Some((chunk, _)) = self.chunk(chunk * CHUNK_BLOCKS) {
-                chunk.writes.fetch_add(1, Ordering::AcqRel);
-            }
+        for number in self.chunks_of(pages) {
+            self.with(number * CHUNK_BLOCKS, |chunk, _| chunk.count_write());
         }
     }
 
     /// Counts a use of each block of `pages`.
     pub fn heat_up(&self, pages: &Pages) {
         for block in super::blocks_of(pages) {
-            if let Some((chunk, at)) = self.chunk(block) {
-                let flags = chunk.flags[at].load(Ordering::Relaxed);
-                if flags & HEAT_MASK < HEAT_MASK {
-                    chunk.flags[at].store(flags + 1, Ordering::Relaxed);
-                }
-            }
+            self.with(block, |chunk, at| chunk.heat_up(at));
         }
     }
 
     /// Uses counted for a block, `None` when nothing of it is resident.
     pub fn heat(&self, block: u64) -> Option<u8> {
-        let (chunk, at) = self.chunk(block)?;
-        (chunk.resident[at].load(Ordering::Acquire) != 0)
-            .then(|| chunk.flags[at].load(Ordering::Relaxed) & HEAT_MASK)
+        self.with(block, |chunk, at| {
+            (chunk.resident(at) != 0).then(|| chunk.heat(at))
+        })?
     }
 
     /// Sets the uses counted for a block.
     pub fn set_heat(&self, block: u64, heat: u8) {
-        if let Some((chunk, at)) = self.chunk(block) {
-            let flags = chunk.flags[at].load(Ordering::Relaxed);
-            chunk.flags[at].store(
-                (flags & !HEAT_MASK) | heat.min(HEAT_MASK),
-                Ordering::Relaxed,
-            );
-        }
+        self.with(block, |chunk, at| chunk.set_heat(at, heat));
     }
 
     /// The block has left the module's queues.
     pub fn set_unqueued(&self, block: u64) {
-        if let Some((chunk, at)) = self.chunk(block) {
-            chunk.flags[at].fetch_and(!(QUEUED | HEAT_MASK), Ordering::AcqRel);
-        }
+        self.with(block, |chunk, at| chunk.dequeue(at));
     }
 
     /// Blocks in the module's queues.
     pub fn queued_blocks(&self) -> u64 {
-        let queued = |chunk: &Arc<Chunk>| {
-            let flags = chunk.flags.iter();
-            flags
-                .filter(|flags| flags.load(Ordering::Relaxed) & QUEUED != 0)
-                .count() as u64
-        };
-        self.chunks.read().iter().flatten().map(queued).sum()
+        let places = self.places.read();
+        let chunks = places.iter().filter_map(|place| place.chunk.as_ref());
+        chunks.map(|chunk| u64::from(chunk.queued())).sum()
     }
 
-    fn chunk(&self, block: u64) -> Option<(Arc<Chunk>, usize)> {
-        let chunks = self.chunks.read();
-        let chunk = chunks.get((block / CHUNK_BLOCKS) as usize)?.as_ref()?;
-        Some((chunk.clone(), (block % CHUNK_BLOCKS) as usize))
+    /// Lets the chunk of `block` go if nothing of it is in use; called after a block was evicted.
+    pub fn release(&self, block: u64) {
+        if self.with(block, |chunk, _| chunk.queued()) != Some(0) {
+            return;
+        }
+        let mut places = self.places.write();
+        let place = &mut places[(block / CHUNK_BLOCKS) as usize];
+        if let Some(chunk) = place.chunk.take_if(|chunk| chunk.is_idle()) {
+            chunk.count_drop();
+            place.counts = chunk.counts();
+        }
     }
 
-    fn chunk_or_new(&self, block: u64) -> (Arc<Chunk>, usize) {
-        if let Some(found) = self.chunk(block) {
-            return found;
-        }
-        let at = (block / CHUNK_BLOCKS) as usize;
-        let mut chunks = self.chunks.write();
-        if chunks.len() <= at {
-            chunks.resize(at + 1, None);
-        }
-        let chunk = chunks[at].get_or_insert_with(|| Arc::new(Chunk::new()));
-        (chunk.clone(), (block % CHUNK_BLOCKS) as usize)
+    /// The numbers of the chunks that `pages` lie in, those that exist.
+    fn chunks_of(&self, pages: &Pages) -> Vec<u64> {
+        let places = self.places.read();
+        let end = pages.end.div_ceil(CHUNK_PAGES).min(places.len() as u64);
+        (pages.start / CHUNK_PAGES..end)
+            .filter(|number| places[*number as usize].chunk.is_some())
+            .collect()
     }
+
+    /// Does something with the chunk of a block, if there is one.
+    fn with<T>(&self, block: u64, work: impl FnOnce(&Chunk, usize) -> T) -> Option<T> {
+        let places = self.places.read();
+        chunk_of(&places, block).map(|chunk| work(chunk, at(block)))
+    }
+
+    /// Does something with the chunk of a block, made if need be.
+    fn with_or_new(&self, block: u64, mut work: impl FnMut(&Chunk, usize)) {
+        while self.with(block, &mut work).is_none() {
+            let number = (block / CHUNK_BLOCKS) as usize;
+            let mut places = self.places.write();
+            if places.len() <= number {
+                places.resize_with(number + 1, Place::default);
+            }
+            let counts = places[number].counts;
+            places[number]
+                .chunk
+                .get_or_insert_with(|| Chunk::new(counts));
+        }
+    }
+}
+
+fn chunk_of(places: &[Place], block: u64) -> Option<&Chunk> {
+    places
+        .get((block / CHUNK_BLOCKS) as usize)?
+        .chunk
+        .as_deref()
+}
+
+/// The number of a block in its chunk.
+fn at(block: u64) -> usize {
+    (block % CHUNK_BLOCKS) as usize
 }
 
 /// The blocks that `pages` touch, each with the bits of its pages that are meant.
@@ -312,5 +301,30 @@ mod tests {
         assert_eq!(map.heat(0), Some(3));
         map.clear(&(0..16));
         assert_eq!(map.heat(0), None);
+    }
+
+    #[test]
+    fn a_chunk_goes_with_its_last_block_and_comes_back_with_another_stamp() {
+        let map = PageMap::default();
+        let pages = 5 * CHUNK_PAGES..5 * CHUNK_PAGES + 32;
+        let (first, second) = (5 * CHUNK_BLOCKS, 5 * CHUNK_BLOCKS + 1);
+        map.set(&pages, true);
+        let mut stamps = vec![map.stamp(&pages)];
+        map.clear(&pages);
+        map.set_unqueued(first);
+        map.release(first);
+        assert_eq!(map.chunks_of(&pages), [5], "a block is still queued");
+        map.set_unqueued(second);
+        map.release(second);
+        assert_eq!(map.chunks_of(&pages), [0u64; 0]);
+        stamps.push(map.stamp(&pages));
+        assert_eq!(map.set(&pages, true), [first, second]);
+        map.clear(&(pages.start..pages.start + 1));
+        stamps.push(map.stamp(&pages));
+        assert!(stamps.is_sorted_by(|a, b| a.drops < b.drops), "{stamps:?}");
+        map.set_unqueued(first);
+        map.set_unqueued(second);
+        map.release(first);
+        assert_eq!(map.state(&(pages.start + 1..pages.end)), State::Ready);
     }
 }

@@ -272,6 +272,7 @@ impl Heat for Pool {
         let heat = entry.map.heat(block_of(key));
         if heat.is_none() {
             entry.map.set_unqueued(block_of(key));
+            entry.map.release(block_of(key));
         }
         heat
     }
