@@ -60,6 +60,10 @@ pub struct Config {
     pub store_threads: usize,
     /// Threads that read requests from the kernel.
     pub fuse_threads: usize,
+    /// Serve with fuser's session instead of our own.
+    pub portable_session: bool,
+    /// Read flash through io_uring where the system allows it.
+    pub io_uring: bool,
     /// Who may set `user.flashside.*` besides root.
     pub control_uids: Vec<u32>,
     /// Run store operations as this user and group instead of the caller.
@@ -121,6 +125,8 @@ impl Config {
                 STORE_THREADS_DEFAULT,
             )?,
             fuse_threads: threads("fuse-threads", settings.fuse_threads, FUSE_THREADS_DEFAULT)?,
+            portable_session: settings.portable_session.unwrap_or(false),
+            io_uring: settings.io_uring.unwrap_or(true),
             control_uids: settings.control_uids.clone().unwrap_or_default(),
             store_user: settings.store_user.map(|user| (user.uid, user.gid)),
             log_level: settings

@@ -14,7 +14,7 @@ const PLAN: &[(&str, &[&str])] = &[
         ],
     ),
     ("control", &["mount", "image", "cache", "store", "config"]),
-    ("mount", &["image", "store", "config"]),
+    ("mount", &["image", "io", "store", "config"]),
     ("image", &["cache", "module", "io", "store", "config"]),
     ("cache", &["module", "io", "store", "config"]),
     ("store", &["config"]),

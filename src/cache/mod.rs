@@ -11,6 +11,7 @@ pub mod device;
 pub mod doubt;
 pub mod entry;
 pub mod head;
+pub mod hit;
 pub mod pagemap;
 pub mod pool;
 pub mod records;
@@ -24,6 +25,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 
 pub use entry::Entry;
+pub use hit::Hit;
 pub use pool::Pool;
 pub use version::Validated;
 

@@ -24,6 +24,8 @@ pub struct Settings {
     pub write_buffer: Option<Size>,
     pub store_threads: Option<usize>,
     pub fuse_threads: Option<usize>,
+    pub portable_session: Option<bool>,
+    pub io_uring: Option<bool>,
     pub store_user: Option<StoreUser>,
     pub control_uids: Option<Vec<u32>>,
     pub log_level: Option<LogLevel>,
@@ -51,6 +53,8 @@ impl Settings {
             write_buffer: self.write_buffer.or(file.write_buffer),
             store_threads: self.store_threads.or(file.store_threads),
             fuse_threads: self.fuse_threads.or(file.fuse_threads),
+            portable_session: self.portable_session.or(file.portable_session),
+            io_uring: self.io_uring.or(file.io_uring),
             store_user: self.store_user.or(file.store_user),
             control_uids: self.control_uids.or(file.control_uids),
             log_level: self.log_level.or(file.log_level),
@@ -122,6 +126,7 @@ mod tests {
     fn every_documented_key_is_read() {
         let text = "cache = [\"/flash0@200G\"]\nread-only = true\nstore-deadline = \"10min\"\n\
             readahead = \"8M\"\nwrite-buffer = \"64M\"\nstore-threads = 8\nfuse-threads = 2\n\
+            portable-session = true\nio-uring = false\n\
             store-user = \"0:0\"\ncontrol-uids = [107]\nlog-level = \"warn\"\n\
             simulate-latency = \"2ms\"\nsimulate-bandwidth = \"100M\"\nsimulate-once = \"/x\"\n";
         let settings = parse(Path::new("/x/vms.toml"), text).expect("accepted");

@@ -17,6 +17,10 @@ use crate::image::status::ImageStatus;
 /// An answer longer than this is refused; some 100,000 images fit.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
+/// How long a daemon that drops connections is given to end.
+const ENDING_TRIES: usize = 20;
+const ENDING_PAUSE: Duration = Duration::from_millis(50);
+
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -70,11 +74,31 @@ fn get(
         .build()
         .map_err(failed)?;
     runtime.block_on(async {
-        match tokio::time::timeout(deadline, exchange(socket, resource)).await {
+        match tokio::time::timeout(deadline, exchange_or_nobody(socket, resource)).await {
             Ok(answer) => answer,
             Err(_) => Err(ClientError::Deadline(deadline)),
         }
     })
+}
+
+/// One exchange. A daemon that is just ending may still take the connection and then drops it: asked
+/// again, nobody is there.
+async fn exchange_or_nobody(
+    socket: &Path,
+    resource: &str,
+) -> Result<(StatusCode, Bytes), ClientError> {
+    let dropped = match exchange(socket, resource).await {
+        Err(error @ ClientError::Connection { .. }) => error,
+        other => return other,
+    };
+    for _ in 0..ENDING_TRIES {
+        tokio::time::sleep(ENDING_PAUSE).await;
+        match exchange(socket, resource).await {
+            Err(ClientError::Connection { .. }) => {}
+            other => return other,
+        }
+    }
+    Err(dropped)
 }
 
 async fn exchange(socket: &Path, resource: &str) -> Result<(StatusCode, Bytes), ClientError> {

@@ -49,6 +49,20 @@ impl Budget {
         })
     }
 
+    /// Memory for a write of `bytes`, if there is some without waiting.
+    pub fn try_take(self: &Arc<Self>, bytes: usize) -> Option<Permit> {
+        let mut state = self.state.lock();
+        let limit_bytes = self.limit_bytes / WAIT_SHARE;
+        if state.used_bytes > 0 && state.used_bytes + bytes > limit_bytes {
+            return None;
+        }
+        state.used_bytes += bytes;
+        Some(Permit {
+            budget: self.clone(),
+            bytes,
+        })
+    }
+
     /// Memory for a write of `bytes`; waits for it where that stops nobody else. `None` past the
     /// deadline.
     pub fn take(self: &Arc<Self>, bytes: usize) -> Option<Permit> {

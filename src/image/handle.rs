@@ -63,8 +63,18 @@ impl Handle {
         self.released.load(Ordering::Acquire)
     }
 
-    /// Writes `data` at `offset_bytes`; acknowledged when the store has taken it.
-    pub fn write(self: &Arc<Self>, offset_bytes: u64, data: &[u8], done: Done<()>) {
+    /// Memory for a write of `len_bytes`, if there is some without waiting.
+    pub fn try_permit(&self, len_bytes: usize) -> Option<Permit> {
+        self.image.budget().try_take(len_bytes)
+    }
+
+    /// Memory for a write of `len_bytes`; waits for it. `None` past the deadline.
+    pub fn permit(&self, len_bytes: usize) -> Option<Permit> {
+        self.image.budget().take(len_bytes)
+    }
+
+    /// Writes `data` at `offset_bytes`, on memory taken before; acknowledged when the store has taken it.
+    pub fn write(self: &Arc<Self>, offset_bytes: u64, data: &[u8], permit: Permit, done: Done<()>) {
         let len_bytes = data.len() as u64;
         let end = offset_bytes.checked_add(len_bytes);
         if end.is_none_or(|end| end > i64::MAX as u64) {
@@ -73,9 +83,6 @@ impl Handle {
         if data.is_empty() {
             return done(Ok(()));
         }
-        let Some(permit) = self.image.budget().take(data.len()) else {
-            return done(Err(Error::Overloaded));
-        };
         let counters = &self.image.counters;
         add(&counters.writes, 1);
         add(&counters.write_bytes, len_bytes);

@@ -80,6 +80,12 @@ impl Handle {
         drop(dropped);
     }
 
+    /// True if what is kept for this handle holds the first of `pages`, or did when last looked at.
+    pub(super) fn has_kept(&self, pages: &Pages) -> bool {
+        let block = pages.start / PAGES_PER_BLOCK;
+        !self.kept.lock().is_empty() && self.image.lanes.kept(block).is_some()
+    }
+
     /// Answers a read from what is kept; otherwise gives `done` back.
     pub(super) fn read_kept(
         &self,

@@ -8,6 +8,7 @@
 //! Locks here guard bookkeeping and are never held across I/O. Order: an image's lanes, then a fetch,
 //! then a miss.
 
+mod begun;
 mod budget;
 mod counters;
 mod fetch;
@@ -32,7 +33,10 @@ use crate::io::BufferPool;
 use crate::store::executor::Executor;
 use crate::store::{Error, ImageId, StoreFile};
 
+pub use crate::cache::Hit;
+pub use begun::{Begun, PendingRead};
 use budget::Budget;
+pub use budget::Permit;
 use counters::Counters;
 pub use handle::Handle;
 pub use images::Images;

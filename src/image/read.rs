@@ -9,10 +9,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::cache::pagemap::State;
-use crate::cache::{BLOCK_BYTES, PAGE_BYTES, PAGES_PER_BLOCK, Pages, blocks_of, pages_touched};
-use crate::io::Buffer;
+use crate::cache::{BLOCK_BYTES, PAGE_BYTES, PAGES_PER_BLOCK, Pages, blocks_of};
+use crate::io::sync::read_now;
+use crate::io::{Buffer, Read};
 use crate::store::executor::Parked;
 
+use super::begun::Begun;
 use super::counters::add;
 use super::fetch::{Fetch, Registered, missing_runs};
 use super::handle::Handle;
@@ -49,53 +51,35 @@ impl Plan {
 }
 
 impl Handle {
-    /// Reads up to `len_bytes` at `offset_bytes`; short at the end of the image.
+    /// Reads up to `len_bytes` at `offset_bytes`; short at the end of the image. Flash is read on this
+    /// thread.
     pub fn read(self: &Arc<Self>, offset_bytes: u64, len_bytes: usize, done: ReadDone) {
-        let image = &self.image;
-        let left = image.size_bytes().saturating_sub(offset_bytes);
-        let len_bytes = len_bytes.min(usize::try_from(left).unwrap_or(usize::MAX));
-        if len_bytes == 0 {
-            return done(Ok(&[]));
+        match self.begin_read(offset_bytes, len_bytes) {
+            Begun::End => done(Ok(&[])),
+            Begun::Slow(pending) => pending.finish(done),
+            Begun::Hit(hit, pending) => BUFFER.with_borrow_mut(|buffer| {
+                buffer.reserve(hit.len_bytes());
+                let read = Read {
+                    file: hit.file(),
+                    offset_bytes: hit.offset_bytes(),
+                    to: buffer.bytes_mut().as_mut_ptr(),
+                    len_bytes: hit.len_bytes() as u32,
+                    ticket: 0,
+                };
+                // SAFETY: the hit keeps the file open, the buffer is this thread's and large enough.
+                let read = unsafe { read_now(&read) };
+                match hit.is_valid(&read) {
+                    true => {
+                        done(Ok(&buffer.bytes()[pending.wanted()]));
+                        pending.served();
+                    }
+                    false => pending.finish(done),
+                }
+            }),
         }
-        let counters = &image.counters;
-        add(&counters.reads, 1);
-        add(&counters.read_bytes, len_bytes as u64);
-        let pages = pages_touched(offset_bytes, len_bytes as u64);
-        let ahead = self.follow_stream(offset_bytes, len_bytes as u64, &pages);
-        let kept = self.read_kept(offset_bytes, len_bytes, &pages, done);
-        let fast = kept.and_then(|done| self.read_fast(offset_bytes, len_bytes, done));
-        let done = match fast {
-            None => {
-                add(&counters.read_hits, 1);
-                return self.read_ahead(ahead);
-            }
-            Some(done) => done,
-        };
-        let parked = image
-            .store_executor()
-            .park("read", move |result| match result {
-                Ok(bytes) => done(Ok(ReadBytes::bytes(&bytes))),
-                Err(error) => done(Err(error)),
-            });
-        self.read_slowly(offset_bytes, len_bytes, pages, parked);
-        self.read_ahead(ahead);
     }
 
-    /// Answers from flash if all is there; otherwise gives `done` back.
-    fn read_fast(&self, offset_bytes: u64, len_bytes: usize, done: ReadDone) -> Option<ReadDone> {
-        let Some(entry) = self.image.entry() else {
-            return Some(done);
-        };
-        BUFFER.with_borrow_mut(|buffer| {
-            let Some(begin) = entry.read(offset_bytes, len_bytes, buffer) else {
-                return Some(done);
-            };
-            done(Ok(&buffer.bytes()[begin..begin + len_bytes]));
-            None
-        })
-    }
-
-    fn read_slowly(
+    pub(super) fn read_slowly(
         self: &Arc<Self>,
         offset_bytes: u64,
         len_bytes: usize,
@@ -177,7 +161,7 @@ impl Handle {
 
     /// Takes a read into account for the stream and for the heat of its blocks; gives what to read
     /// ahead.
-    fn follow_stream(&self, offset_bytes: u64, len_bytes: u64, pages: &Pages) -> Pages {
+    pub(super) fn follow_stream(&self, offset_bytes: u64, len_bytes: u64, pages: &Pages) -> Pages {
         let window = self.image.readahead_max_bytes();
         let advice = self.stream.lock().read(offset_bytes, len_bytes, window);
         if advice.jumps {
@@ -198,7 +182,7 @@ impl Handle {
     }
 
     /// Begins fetches for the missing blocks of `pages`, as far as the bound allows.
-    fn read_ahead(self: &Arc<Self>, pages: Pages) {
+    pub(super) fn read_ahead(self: &Arc<Self>, pages: Pages) {
         if pages.is_empty() || self.image.entry().is_none() {
             return; // without a cache there is nowhere to put it
         }

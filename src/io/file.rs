@@ -5,7 +5,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -36,6 +36,11 @@ impl DirectFile {
     /// Writes all of `data`.
     pub fn write(&self, data: &[u8], offset_bytes: u64) -> io::Result<()> {
         self.file.write_all_at(data, offset_bytes)
+    }
+
+    /// The descriptor, for an [`super::Engine`]; open as long as `self`.
+    pub fn raw(&self) -> RawFd {
+        self.file.as_raw_fd()
     }
 
     /// Makes all completed writes durable.

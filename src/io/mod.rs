@@ -4,9 +4,13 @@
 //! only place with `unsafe`.
 
 pub mod buffer;
+pub mod engine;
 pub mod file;
+pub mod ring;
+pub mod sync;
 
 pub use buffer::{Buffer, BufferPool};
+pub use engine::{Engine, Read};
 pub use file::DirectFile;
 
 /// Direct I/O is done in units of this many bytes at least; also the page of an image.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::answer::{Answer, Entry, Opened, open_mode, refuse};
 use super::core::{Core, with};
 use super::nodes::Inode;
-use crate::image::{Handle, ReadDone};
+use crate::image::{Handle, Permit, ReadDone};
 use crate::store::{Attr, Caller, Error, Node, OpenMode, Result, SetAttr, StoreFile};
 
 /// One copy_file_range copies at most this, in bytes; the caller goes on from there.
@@ -131,6 +131,7 @@ impl Core {
         }
     }
 
+    /// Writes to an open file; waits for memory where there is too little.
     pub fn write(
         self: &Arc<Self>,
         number: u64,
@@ -140,24 +141,34 @@ impl Core {
         answer: Answer<u32>,
     ) {
         with(answer, self.file(number), |answer, file| {
-            let length = data.len() as u32; // a request is 1 MiB at most
-            let strips = strips_set_id
-                && file
-                    .inode
-                    .last_attr()
-                    .is_some_and(|attr| stripped(attr.mode) != attr.mode);
-            let (core, inode) = (self.clone(), file.inode.clone());
-            let done = move |result: Result<()>| {
-                with(answer, result, |answer, ()| {
-                    if strips {
-                        core.strip_set_id(inode, length, answer);
-                    } else {
-                        answer(Ok(length));
-                    }
-                });
-            };
-            file.handle.write(offset, data, Box::new(done));
+            match file.handle.permit(data.len()) {
+                Some(permit) => self.write_to(&file, offset, data, permit, strips_set_id, answer),
+                None => answer(Err(Error::Overloaded)),
+            }
         });
+    }
+
+    /// As [`Core::write`], with the file found and memory taken.
+    pub fn write_to(
+        self: &Arc<Self>,
+        file: &OpenFile,
+        offset: u64,
+        data: &[u8],
+        permit: Permit,
+        strips_set_id: bool,
+        answer: Answer<u32>,
+    ) {
+        let length = data.len() as u32; // a request is 1 MiB at most
+        let set_id = |attr: Attr| stripped(attr.mode) != attr.mode;
+        let strips = strips_set_id && file.inode.last_attr().is_some_and(set_id);
+        let (core, inode) = (self.clone(), file.inode.clone());
+        let done = move |result: Result<()>| {
+            with(answer, result, |answer, ()| match strips {
+                true => core.strip_set_id(inode, length, answer),
+                false => answer(Ok(length)),
+            });
+        };
+        file.handle.write(offset, data, permit, Box::new(done));
     }
 
     /// A write by someone without the right to keep them clears set-uid and set-gid, as on any

@@ -1,5 +1,6 @@
-//! The FUSE face: a mount's session, from mounting to the last FUSE thread's end. fuser's types
-//! stay in this room.
+//! The FUSE face: a mount's session, from mounting to the last FUSE thread's end. fuser mounts and
+//! negotiates ([`portable`]); then our own session serves ([`session`]), or fuser's where that is asked
+//! for. Both call the same operations.
 //!
 //! No FUSE thread waits for the store: what needs it goes to the executor with its reply. Reads and
 //! writes go straight to the image, which answers from flash on the same thread if it can.
@@ -21,24 +22,21 @@ mod names;
 mod nodes;
 mod point;
 mod portable;
+mod session;
 mod stat;
 mod xattr;
 
 use std::io;
-use std::mem::ManuallyDrop;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
-
-use fuser::{BackgroundSession, MountOption, Session, SessionACL};
 
 pub use point::{Occupant, clear_dead_mount, occupant, unmount};
 
 use self::core::Core;
 use self::kernel::Kernel;
-use self::portable::Face;
+use self::portable::Mounted;
 use crate::config::Config;
 use crate::image::Images;
 use crate::store::Store;
@@ -51,8 +49,6 @@ const INODES_MAX: usize = 65_536;
 /// it forgets nothing, because everything is in use.
 const FORGET_PAUSE: Duration = Duration::from_millis(1);
 const FORGET_PAUSE_MAX: Duration = Duration::from_secs(1);
-/// How often the end of fuser's last thread is looked for, once it is due.
-const END_POLL: Duration = Duration::from_millis(1);
 
 /// Mounts, calls `ready` once requests are answered, and serves until unmounted. All FUSE threads
 /// have ended and all files are released when this returns.
@@ -72,65 +68,19 @@ pub fn serve(
     let inodes_max = INODES_MAX.min(raise_file_limit() / 2);
     let core = Core::new(config, store, images, executor, control_socket, inodes_max);
     let core = Arc::new(core);
-    let (ended, end) = channel();
-    let face = Face::new(core.clone(), ended);
-    let session = Session::new(face, &config.mountpoint, &session_config(config))?.spawn()?;
-    let notifier = || Arc::new(session.notifier()) as Arc<dyn Kernel>;
-    let kernel = core.kernel.get_or_init(notifier).clone();
+    let mounted = Mounted::new(config, core.clone())?;
+    let serving = mounted.serve(config, &core)?;
+    let kernel = core.kernel.get_or_init(|| serving.kernel()).clone();
     let forgetter = start_forgetter(core.clone(), kernel);
     core.learn_root();
     ready();
-    let _ = end.recv(); // an error: the sender was dropped with the last FUSE thread
-    finish(session);
+    serving.wait();
     core.nodes.close();
     core.release_all();
     if let Err(error) = clear_dead_mount(&config.mountpoint) {
         log::warn!("{} stays mounted: {error}", config.mountpoint.display());
     }
     forgetter.map(|thread| drop(thread.join()))
-}
-
-fn session_config(config: &Config) -> fuser::Config {
-    // SAFETY: geteuid takes nothing and cannot fail.
-    let is_root = unsafe { libc::geteuid() } == 0;
-    let mut session = fuser::Config::default();
-    session.mount_options = vec![
-        MountOption::FSName(source_name(&config.store, is_root)),
-        // As a kernel option: fuser's own is lost when root mounts without fusermount3.
-        MountOption::CUSTOM("subtype=flashside".into()),
-        MountOption::DefaultPermissions,
-        MountOption::NoDev,
-        MountOption::NoSuid,
-    ];
-    if config.read_only {
-        session.mount_options.push(MountOption::RO);
-    }
-    session.acl = if is_root {
-        SessionACL::All
-    } else {
-        SessionACL::Owner
-    };
-    session.n_threads = Some(config.fuse_threads.max(1));
-    session.clone_fd = true;
-    session
-}
-
-/// The source in the mount table. fusermount3 takes it in a list, where commas must be escaped.
-fn source_name(store: &Path, is_root: bool) -> String {
-    let name = store.to_string_lossy();
-    if is_root {
-        return name.into_owned();
-    }
-    name.replace('\\', "\\\\").replace(',', "\\,")
-}
-
-/// Waits until fuser's thread is gone, which it is about to be. What fuser keeps for unmounting is
-/// left alone: it would unmount by path, and by now something else may be mounted there.
-fn finish(session: BackgroundSession) {
-    while !session.guard.is_finished() {
-        thread::sleep(END_POLL);
-    }
-    let _ = ManuallyDrop::new(session);
 }
 
 /// Starts the thread that asks the kernel to forget names when there are too many inodes. A thread

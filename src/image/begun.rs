@@ -1,0 +1,101 @@
+//! A read that has begun: the end of the image, pages on flash that whoever asked reads itself, or the
+//! slow way.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::cache::{Hit, PAGE_BYTES, Pages, pages_touched};
+
+use super::ReadDone;
+use super::counters::add;
+use super::handle::Handle;
+use super::miss::ReadBytes;
+
+/// How a read goes on.
+pub enum Begun {
+    /// Nothing lies there.
+    End,
+    /// All is on flash: read the hit, ask whether it is valid, then [`PendingRead::served`]; if not,
+    /// [`PendingRead::finish`].
+    Hit(Hit, PendingRead),
+    /// [`PendingRead::finish`] answers.
+    Slow(PendingRead),
+}
+
+/// What is left to do of a read.
+pub struct PendingRead {
+    handle: Arc<Handle>,
+    offset_bytes: u64,
+    len_bytes: usize,
+    ahead: Pages,
+}
+
+impl Handle {
+    /// Begins a read of up to `len_bytes` at `offset_bytes`. Waits for nothing.
+    pub fn begin_read(self: &Arc<Self>, offset_bytes: u64, len_bytes: usize) -> Begun {
+        let image = &self.image;
+        let left = image.size_bytes().saturating_sub(offset_bytes);
+        let len_bytes = len_bytes.min(usize::try_from(left).unwrap_or(usize::MAX));
+        if len_bytes == 0 {
+            return Begun::End;
+        }
+        add(&image.counters.reads, 1);
+        add(&image.counters.read_bytes, len_bytes as u64);
+        let pages = pages_touched(offset_bytes, len_bytes as u64);
+        let pending = PendingRead {
+            handle: self.clone(),
+            offset_bytes,
+            len_bytes,
+            ahead: self.follow_stream(offset_bytes, len_bytes as u64, &pages),
+        };
+        let hit = match self.has_kept(&pages) {
+            true => None,
+            false => image
+                .entry()
+                .and_then(|entry| entry.hit(offset_bytes, len_bytes)),
+        };
+        match hit {
+            Some(hit) => Begun::Hit(hit, pending),
+            None => Begun::Slow(pending),
+        }
+    }
+}
+
+impl PendingRead {
+    /// Bytes that are wanted.
+    pub fn len_bytes(&self) -> usize {
+        self.len_bytes
+    }
+
+    /// Where in the hit's pages the wanted bytes lie.
+    pub fn wanted(&self) -> Range<usize> {
+        let begin = (self.offset_bytes % PAGE_BYTES) as usize;
+        begin..begin + self.len_bytes
+    }
+
+    /// It was answered from the hit.
+    pub fn served(self) {
+        add(&self.handle.image.counters.read_hits, 1);
+        self.handle.read_ahead(self.ahead);
+    }
+
+    /// Answers with what was read ahead and kept, or by verifying and fetching.
+    pub fn finish(self, done: ReadDone) {
+        let handle = self.handle;
+        let pages = pages_touched(self.offset_bytes, self.len_bytes as u64);
+        let kept = handle.read_kept(self.offset_bytes, self.len_bytes, &pages, done);
+        let Some(done) = kept else {
+            add(&handle.image.counters.read_hits, 1);
+            return handle.read_ahead(self.ahead);
+        };
+        let parked = handle
+            .image
+            .store_executor()
+            .park("read", move |result| match result {
+                Ok(bytes) => done(Ok(ReadBytes::bytes(&bytes))),
+                Err(error) => done(Err(error)),
+            });
+        handle.read_slowly(self.offset_bytes, self.len_bytes, pages, parked);
+        handle.read_ahead(self.ahead);
+    }
+}

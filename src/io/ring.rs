@@ -1,0 +1,153 @@
+//! The engine that reads through io_uring: begun reads are handed over in one call, and the same call
+//! waits for what ends and for the watched descriptor.
+//!
+//! Completions are only worked off when this thread enters the kernel (deferred task work): nothing
+//! interrupts it, and one entry collects many ends.
+
+use std::io;
+use std::os::fd::RawFd;
+use std::time::Duration;
+
+use io_uring::{IoUring, opcode, squeue, types};
+
+use super::engine::{Ended, Engine, Read};
+
+/// Reads under way at once; more are refused.
+const READS_MAX: usize = 256;
+/// The ticket of the poll on the watched descriptor.
+const POLL: u64 = u64::MAX;
+/// The ticket of a poll that was called off, and of calling it off.
+const NOBODY: u64 = u64::MAX - 1;
+/// Wakes one of the threads that watch a descriptor, not all (EPOLLEXCLUSIVE).
+const EXCLUSIVE: u32 = 1 << 28;
+
+/// One io_uring, with what is under way on it.
+pub struct RingEngine {
+    ring: IoUring,
+    under_way: usize,
+    /// The descriptor that a poll is armed on.
+    watching: Option<RawFd>,
+}
+
+impl RingEngine {
+    /// Fails where the system has or allows no io_uring with deferred task work (Linux 6.1).
+    pub fn new() -> io::Result<RingEngine> {
+        let entries = (READS_MAX + 2).next_power_of_two() as u32;
+        let ring = IoUring::builder()
+            .setup_single_issuer()
+            .setup_coop_taskrun()
+            .setup_taskrun_flag()
+            .setup_defer_taskrun()
+            .build(entries)?;
+        Ok(RingEngine {
+            ring,
+            under_way: 0,
+            watching: None,
+        })
+    }
+
+    /// Queues an entry; there is room for all that may be under way.
+    fn push(&mut self, entry: &squeue::Entry) -> bool {
+        // SAFETY: what the entry refers to is vouched for by the caller of `begin`, or is nothing.
+        let pushed = unsafe { self.ring.submission().push(entry) };
+        pushed.is_ok()
+    }
+
+    /// Watches `fd`, and nothing else.
+    fn watch(&mut self, fd: RawFd) {
+        if self.watching == Some(fd) {
+            return;
+        }
+        self.unwatch();
+        let poll = opcode::PollAdd::new(types::Fd(fd), libc::POLLIN as u32 | EXCLUSIVE);
+        if self.push(&poll.build().user_data(POLL)) {
+            self.watching = Some(fd);
+        }
+    }
+
+    fn enter(&self, wanted: usize, patience: Option<Duration>) {
+        let submitter = self.ring.submitter();
+        let entered = match patience {
+            None => submitter.submit_and_wait(wanted),
+            Some(patience) => {
+                let span = types::Timespec::from(patience);
+                let arguments = types::SubmitArgs::new().timespec(&span);
+                submitter.submit_with_args(wanted, &arguments)
+            }
+        };
+        // ETIME: patience is over. EINTR, EBUSY: the next call goes on.
+        if let Err(error) = entered
+            && !matches!(
+                error.raw_os_error(),
+                Some(libc::ETIME | libc::EINTR | libc::EBUSY)
+            )
+        {
+            log::debug!("io_uring_enter: {error}");
+        }
+    }
+}
+
+impl Engine for RingEngine {
+    unsafe fn begin(&mut self, read: Read) -> bool {
+        if self.under_way >= READS_MAX {
+            return false;
+        }
+        let entry = opcode::Read::new(types::Fd(read.file), read.to, read.len_bytes)
+            .offset(read.offset_bytes)
+            .build()
+            .user_data(u64::from(read.ticket));
+        let begun = self.push(&entry);
+        self.under_way += usize::from(begun);
+        begun
+    }
+
+    fn ended(&mut self) -> Option<Ended> {
+        loop {
+            let ended = self.ring.completion().next()?;
+            match ended.user_data() {
+                // Of a poll called off too late it may be the end: then a poll armed since is still
+                // there, and is armed once more, which does no harm.
+                POLL => self.watching = None,
+                NOBODY => {}
+                ticket => {
+                    self.under_way -= 1;
+                    let result = match u32::try_from(ended.result()) {
+                        Ok(got) => Ok(got),
+                        Err(_) => Err(io::Error::from_raw_os_error(-ended.result())),
+                    };
+                    return Some((ticket as u32, result));
+                }
+            }
+        }
+    }
+
+    fn submit(&mut self) {
+        let queue = self.ring.submission();
+        if !queue.is_empty() || queue.taskrun() {
+            drop(queue);
+            self.enter(0, None);
+        }
+    }
+
+    fn wait(&mut self, watched: Option<RawFd>, patience: Duration) {
+        if !self.ring.completion().is_empty() {
+            return;
+        }
+        if let Some(fd) = watched {
+            self.watch(fd);
+        }
+        self.enter(1, Some(patience));
+    }
+
+    fn unwatch(&mut self) {
+        if self.watching.take().is_some() {
+            let off = opcode::PollRemove::new(POLL).build().user_data(NOBODY);
+            self.push(&off);
+            self.enter(0, None);
+        }
+    }
+
+    fn overlaps(&self) -> bool {
+        true
+    }
+}
