@@ -1,4 +1,4 @@
-//! A piece of a page map: the bits of [`CHUNK_BLOCKS`] blocks, 5 bytes each. Every change is one atomic
+//! A piece of a page map: the bits of [`CHUNK_BLOCKS`] blocks, 3 bytes each. Every change is one atomic
 //! operation; what they mean together is in [`super::pagemap`].
 
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, Ordering};
@@ -13,6 +13,8 @@ pub const CHUNK_PAGES: u64 = CHUNK_BLOCKS * PAGES_PER_BLOCK;
 const HEAT_MASK: u8 = 0b11;
 /// The block is in a queue of the caching module.
 const QUEUED: u8 = 0b100;
+/// Some of its pages were found at the mount and not compared with their records since.
+const UNVERIFIED: u8 = 0b1000;
 
 /// How often something was dropped from a chunk's part of the image, and how often overwritten.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,7 +26,6 @@ pub struct Counts {
 /// The bits of some blocks. Blocks are meant by their number in the chunk.
 pub struct Chunk {
     resident: [AtomicU16; CHUNK_BLOCKS as usize],
-    verified: [AtomicU16; CHUNK_BLOCKS as usize],
     flags: [AtomicU8; CHUNK_BLOCKS as usize],
     /// Blocks with [`QUEUED`] set.
     queued: AtomicU32,
@@ -37,7 +38,6 @@ impl Chunk {
     pub fn new(counts: Counts) -> Box<Chunk> {
         Box::new(Chunk {
             resident: [const { AtomicU16::new(0) }; CHUNK_BLOCKS as usize],
-            verified: [const { AtomicU16::new(0) }; CHUNK_BLOCKS as usize],
             flags: [const { AtomicU8::new(0) }; CHUNK_BLOCKS as usize],
             queued: AtomicU32::new(0),
             drops: AtomicU32::new(counts.drops),
@@ -68,9 +68,9 @@ impl Chunk {
         self.resident[at].load(Ordering::Acquire)
     }
 
-    /// The verified pages of a block.
-    pub fn verified(&self, at: usize) -> u16 {
-        self.verified[at].load(Ordering::Acquire)
+    /// True when some of the block's pages have to be verified.
+    pub fn is_unverified(&self, at: usize) -> bool {
+        self.flags[at].load(Ordering::Acquire) & UNVERIFIED != 0
     }
 
     /// Makes pages of a block resident; gives how many were not.
@@ -79,15 +79,22 @@ impl Chunk {
         (mask & !before).count_ones()
     }
 
-    /// Makes pages of a block verified.
-    pub fn set_verified(&self, at: usize, mask: u16) {
-        self.verified[at].fetch_or(mask, Ordering::Release);
+    /// Some of the block's pages have to be verified; said before they are set.
+    pub fn set_unverified(&self, at: usize) {
+        self.flags[at].fetch_or(UNVERIFIED, Ordering::AcqRel);
+    }
+
+    /// No page of the block has to be verified any more.
+    pub fn set_verified(&self, at: usize) {
+        self.flags[at].fetch_and(!UNVERIFIED, Ordering::AcqRel);
     }
 
     /// Pages of a block are gone; gives how many were there.
     pub fn clear(&self, at: usize, mask: u16) -> u32 {
         let before = self.resident[at].fetch_and(!mask, Ordering::AcqRel);
-        self.verified[at].fetch_and(!mask, Ordering::AcqRel);
+        if before & !mask == 0 && self.is_unverified(at) {
+            self.set_verified(at);
+        }
         (before & mask).count_ones()
     }
 

@@ -1,8 +1,9 @@
 //! Which pages of an image are resident, in memory: bit tests for the fast lane.
 //!
-//! Five bytes per block, in chunks ([`super::chunk`]) that exist only where something is resident or in
-//! a module's queue. A page is *resident* when its bytes are in the cache file and *verified* when they
-//! came from this process or were checked against their record since the mount.
+//! Three bytes per block, in chunks ([`super::chunk`]) that exist only where something is resident or in
+//! a module's queue. A page is *resident* when its bytes are in the cache file. A block is *unverified*
+//! while some of its pages were found there at the mount and not checked against their records since;
+//! whatever comes from this process needs no check.
 //!
 //! # Invariants
 //! - A page is set only after its bytes are in the cache file.
@@ -46,7 +47,7 @@ pub struct Stamp {
 pub enum State {
     /// All resident and verified.
     Ready,
-    /// All resident, some not verified since the mount.
+    /// All resident, some in blocks that were not verified since the mount.
     Unverified,
     /// Some not resident.
     Missing,
@@ -77,7 +78,7 @@ impl PageMap {
             if chunk.resident(at) & mask != mask {
                 return State::Missing;
             }
-            if chunk.verified(at) & mask != mask {
+            if chunk.is_unverified(at) {
                 state = State::Unverified;
             }
         }
@@ -108,20 +109,20 @@ impl PageMap {
             .unwrap_or(0)
     }
 
-    /// The pages of one block that are resident but not verified, as bits.
+    /// The resident pages of one block if it is unverified, as bits.
     pub fn unverified_in(&self, block: u64) -> u16 {
-        self.with(block, |chunk, at| chunk.resident(at) & !chunk.verified(at))
-            .unwrap_or(0)
+        let bits = |chunk: &Chunk, at| chunk.is_unverified(at).then(|| chunk.resident(at));
+        self.with(block, bits).flatten().unwrap_or(0)
     }
 
-    /// Marks `pages` resident. Returns the blocks that were not in a module's queue; they count as
+    /// Marks `pages` resident; where they are not `verified` their blocks are not. Returns the blocks that were not in a module's queue; they count as
     /// queued from now on.
     pub fn set(&self, pages: &Pages, verified: bool) -> Vec<u64> {
         let mut new_blocks = Vec::new();
         for (block, mask) in masks(pages) {
             self.with_or_new(block, |chunk, at| {
-                if verified {
-                    chunk.set_verified(at, mask);
+                if !verified {
+                    chunk.set_unverified(at);
                 }
                 let added = u64::from(chunk.set(at, mask));
                 self.resident_pages.fetch_add(added, Ordering::Relaxed);
@@ -133,11 +134,9 @@ impl PageMap {
         new_blocks
     }
 
-    /// Marks pages that are resident verified.
-    pub fn set_verified(&self, pages: &Pages) {
-        for (block, mask) in masks(pages) {
-            self.with(block, |chunk, at| chunk.set_verified(at, mask));
-        }
+    /// All resident pages of a block are verified.
+    pub fn set_verified(&self, block: u64) {
+        self.with(block, |chunk, at| chunk.set_verified(at));
     }
 
     /// Clears `pages` and raises the drop counts; returns how many were resident. The caller may
@@ -299,6 +298,8 @@ mod tests {
         assert_eq!(map.state(&(0..16)), State::Unverified);
         (0..9).for_each(|_| map.heat_up(&(0..16)));
         assert_eq!(map.heat(0), Some(3));
+        map.set_verified(0);
+        assert_eq!(map.state(&(0..16)), State::Ready);
         map.clear(&(0..16));
         assert_eq!(map.heat(0), None);
     }
