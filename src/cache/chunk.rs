@@ -115,6 +115,11 @@ impl Chunk {
         }
     }
 
+    /// True for a block in a queue.
+    pub fn is_queued(&self, at: usize) -> bool {
+        self.flags[at].load(Ordering::Acquire) & QUEUED != 0
+    }
+
     /// Blocks in queues.
     pub fn queued(&self) -> u32 {
         self.queued.load(Ordering::Acquire)

@@ -448,14 +448,12 @@ impl Entry {
         }
     }
 
-    /// Takes over pages found at a mount; they are verified when first read.
-    pub(super) fn adopt(&self, runs: &[Pages]) {
+    /// Takes over the map of what was found at a mount, none of it verified.
+    pub(super) fn adopt(&mut self, map: PageMap) {
+        self.map = map;
         let mut module = self.device.module.lock();
-        for run in runs {
-            for block in self.map.set(run, false) {
-                module.inserted(self.key(block));
-            }
-        }
+        self.map
+            .each_queued(|block| module.inserted(self.key(block)));
         drop(module);
         self.recount();
         self.pending.store(true, Ordering::Release);

@@ -195,6 +195,17 @@ impl PageMap {
         chunks.map(|chunk| u64::from(chunk.queued())).sum()
     }
 
+    /// Calls `each` with every block that counts as queued, in their order.
+    pub fn each_queued(&self, mut each: impl FnMut(u64)) {
+        let places = self.places.read();
+        for (first, place) in (0..).step_by(CHUNK_BLOCKS as usize).zip(places.iter()) {
+            if let Some(chunk) = &place.chunk {
+                let queued = (0..CHUNK_BLOCKS).filter(|at| chunk.is_queued(*at as usize));
+                queued.for_each(|at| each(first + at));
+            }
+        }
+    }
+
     /// Lets the chunk of `block` go if nothing of it is in use; called after a block was evicted.
     pub fn release(&self, block: u64) {
         if self.with(block, |chunk, _| chunk.queued()) != Some(0) {

@@ -109,7 +109,7 @@ mod tests {
             let mut buffer = Buffer::new(len);
             assert_eq!(buffer.capacity(), len.next_multiple_of(ALIGN_BYTES));
             assert_eq!(buffer.bytes().len(), buffer.capacity());
-            let aligned = buffer.bytes().as_ptr() as usize % ALIGN_BYTES == 0;
+            let aligned = (buffer.bytes().as_ptr() as usize).is_multiple_of(ALIGN_BYTES);
             assert!(len == 0 || aligned, "{len} bytes");
             assert!(buffer.bytes().iter().all(|byte| *byte == 0));
             buffer.bytes_mut().fill(7);
