@@ -13,6 +13,7 @@ pub mod entry;
 pub mod head;
 pub mod hit;
 pub mod pagemap;
+mod places;
 pub mod pool;
 pub mod records;
 pub mod recovery;

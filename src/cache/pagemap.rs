@@ -10,8 +10,9 @@
 //! - Its bits are cleared, and the chunk's drop count raised, before its bytes are punched or
 //!   replaced by something a reader must not see. So a reader that takes a [`Stamp`], finds the bits
 //!   set, reads the file and finds the stamp unchanged has read valid bytes, without holding a lock.
-//! - Counts only grow, also where a chunk is let go and made again: a place remembers them, and letting
-//!   go counts as a drop, because whoever cleared the last page may not have counted it yet.
+//! - Counts only grow, also where a chunk is let go and made again: its place remembers them
+//!   ([`super::places`]), and letting go counts as a drop, because whoever cleared the last page may not
+//!   have counted it yet.
 //!
 //! # Locking
 //! `places` is held for bit operations only, for writing only to make a chunk or to let one go. So a
@@ -21,16 +22,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::RwLock;
 
-use super::chunk::{CHUNK_BLOCKS, CHUNK_PAGES, Chunk, Counts};
+use super::chunk::{CHUNK_BLOCKS, CHUNK_PAGES, Chunk};
+use super::places::{Place, Places};
 use super::{PAGE_BYTES, PAGES_PER_BLOCK, Pages};
-
-/// Where a chunk may be.
-#[derive(Default)]
-struct Place {
-    chunk: Option<Box<Chunk>>,
-    /// The counts of the chunk that was here last.
-    counts: Counts,
-}
 
 /// How often something was dropped from the chunks of a range, and how often overwritten; equal
 /// stamps mean never in between.
@@ -56,7 +50,7 @@ pub enum State {
 /// The residency of one image.
 #[derive(Default)]
 pub struct PageMap {
-    places: RwLock<Vec<Place>>,
+    places: RwLock<Places>,
     resident_pages: AtomicU64,
 }
 
@@ -88,12 +82,9 @@ impl PageMap {
     /// The stamp of the chunks that `pages` lie in, at most two for requests up to 16 MiB.
     pub fn stamp(&self, pages: &Pages) -> Stamp {
         let places = self.places.read();
-        let counts = |page: u64| match places.get((page / CHUNK_PAGES) as usize) {
-            Some(place) => place
-                .chunk
-                .as_ref()
-                .map_or(place.counts, |chunk| chunk.counts()),
-            None => Counts::default(),
+        let counts = |page: u64| {
+            let place = places.get(page / CHUNK_PAGES);
+            place.map(Place::counts).unwrap_or_default()
         };
         let first = counts(pages.start);
         let last = counts(pages.end.saturating_sub(1).max(pages.start));
@@ -191,18 +182,16 @@ impl PageMap {
     /// Blocks in the module's queues.
     pub fn queued_blocks(&self) -> u64 {
         let places = self.places.read();
-        let chunks = places.iter().filter_map(|place| place.chunk.as_ref());
-        chunks.map(|chunk| u64::from(chunk.queued())).sum()
+        let queued = places.chunks(0).map(|(_, chunk)| u64::from(chunk.queued()));
+        queued.sum()
     }
 
     /// Calls `each` with every block that counts as queued, in their order.
     pub fn each_queued(&self, mut each: impl FnMut(u64)) {
         let places = self.places.read();
-        for (first, place) in (0..).step_by(CHUNK_BLOCKS as usize).zip(places.iter()) {
-            if let Some(chunk) = &place.chunk {
-                let queued = (0..CHUNK_BLOCKS).filter(|at| chunk.is_queued(*at as usize));
-                queued.for_each(|at| each(first + at));
-            }
+        for (number, chunk) in places.chunks(0) {
+            let queued = (0..CHUNK_BLOCKS).filter(|at| chunk.is_queued(*at as usize));
+            queued.for_each(|at| each(number * CHUNK_BLOCKS + at));
         }
     }
 
@@ -212,20 +201,15 @@ impl PageMap {
             return;
         }
         let mut places = self.places.write();
-        let place = &mut places[(block / CHUNK_BLOCKS) as usize];
-        if let Some(chunk) = place.chunk.take_if(|chunk| chunk.is_idle()) {
-            chunk.count_drop();
-            place.counts = chunk.counts();
-        }
+        places.get_mut(block / CHUNK_BLOCKS).empty();
     }
 
     /// The numbers of the chunks that `pages` lie in, those that exist.
     fn chunks_of(&self, pages: &Pages) -> Vec<u64> {
         let places = self.places.read();
-        let end = pages.end.div_ceil(CHUNK_PAGES).min(places.len() as u64);
-        (pages.start / CHUNK_PAGES..end)
-            .filter(|number| places[*number as usize].chunk.is_some())
-            .collect()
+        let end = pages.end.div_ceil(CHUNK_PAGES);
+        let numbers = places.chunks(pages.start / CHUNK_PAGES).map(|(n, _)| n);
+        numbers.take_while(|number| *number < end).collect()
     }
 
     /// Does something with the chunk of a block, if there is one.
@@ -237,24 +221,14 @@ impl PageMap {
     /// Does something with the chunk of a block, made if need be.
     fn with_or_new(&self, block: u64, mut work: impl FnMut(&Chunk, usize)) {
         while self.with(block, &mut work).is_none() {
-            let number = (block / CHUNK_BLOCKS) as usize;
             let mut places = self.places.write();
-            if places.len() <= number {
-                places.resize_with(number + 1, Place::default);
-            }
-            let counts = places[number].counts;
-            places[number]
-                .chunk
-                .get_or_insert_with(|| Chunk::new(counts));
+            places.get_mut(block / CHUNK_BLOCKS).fill();
         }
     }
 }
 
-fn chunk_of(places: &[Place], block: u64) -> Option<&Chunk> {
-    places
-        .get((block / CHUNK_BLOCKS) as usize)?
-        .chunk
-        .as_deref()
+fn chunk_of(places: &Places, block: u64) -> Option<&Chunk> {
+    places.get(block / CHUNK_BLOCKS)?.chunk.as_deref()
 }
 
 /// The number of a block in its chunk.
