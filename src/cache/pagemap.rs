@@ -300,6 +300,7 @@ mod tests {
         map.set_unqueued(first);
         map.release(first);
         assert_eq!(map.chunks_of(&pages), [5], "a block is still queued");
+        stamps.push(map.stamp(&pages));
         map.set_unqueued(second);
         map.release(second);
         assert_eq!(map.chunks_of(&pages), [0u64; 0]);
