@@ -79,6 +79,37 @@ impl PageMap {
         state
     }
 
+    /// The first block from `block` on that holds resident pages.
+    pub fn next_resident(&self, block: u64) -> Option<u64> {
+        let places = self.places.read();
+        places
+            .chunks(block / CHUNK_BLOCKS)
+            .find_map(|(number, chunk)| {
+                let base = number * CHUNK_BLOCKS;
+                let mut blocks = block.max(base)..base + CHUNK_BLOCKS;
+                blocks.find(|block| chunk.resident(at(*block)) != 0)
+            })
+    }
+
+    /// Bytes of `pages` that are resident, and of those in blocks that need not be verified.
+    pub fn count(&self, pages: &Pages) -> (u64, u64) {
+        let (mut resident, mut verified) = (0, 0);
+        let places = self.places.read();
+        for (number, chunk) in places.chunks(pages.start / CHUNK_PAGES) {
+            let base = number * CHUNK_PAGES;
+            let part = pages.start.max(base)..pages.end.min(base + CHUNK_PAGES);
+            if part.is_empty() {
+                break;
+            }
+            for (block, mask) in masks(&part) {
+                let there = u64::from((chunk.resident(at(block)) & mask).count_ones());
+                resident += there;
+                verified += there * u64::from(!chunk.is_unverified(at(block)));
+            }
+        }
+        (resident * PAGE_BYTES, verified * PAGE_BYTES)
+    }
+
     /// The stamp of the chunks that `pages` lie in, at most two for requests up to 16 MiB.
     pub fn stamp(&self, pages: &Pages) -> Stamp {
         let places = self.places.read();
@@ -274,6 +305,19 @@ mod tests {
         assert_eq!(map.state(&(16..40)), State::Ready);
         assert_eq!(map.resident_bytes(), 24 * PAGE_BYTES);
         assert_eq!(map.clear(&(0..u64::MAX)), 24);
+    }
+
+    #[test]
+    fn resident_blocks_are_found_and_counted() {
+        let map = PageMap::default();
+        assert_eq!(map.next_resident(0), None);
+        map.set(&(20..24), true);
+        map.set(&(40_000..40_020), false);
+        assert_eq!(map.next_resident(0), Some(1));
+        assert_eq!(map.next_resident(2), Some(2500));
+        assert_eq!(map.next_resident(2502), None);
+        assert_eq!(map.count(&(0..100_000)), (24 * PAGE_BYTES, 4 * PAGE_BYTES));
+        assert_eq!(map.count(&(22..40_001)), (3 * PAGE_BYTES, 2 * PAGE_BYTES));
     }
 
     #[test]
