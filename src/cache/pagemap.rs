@@ -94,18 +94,16 @@ impl PageMap {
     /// Bytes of `pages` that are resident, and of those in blocks that need not be verified.
     pub fn count(&self, pages: &Pages) -> (u64, u64) {
         let (mut resident, mut verified) = (0, 0);
-        let places = self.places.read();
-        for (number, chunk) in places.chunks(pages.start / CHUNK_PAGES) {
+        for number in self.chunks_of(pages) {
             let base = number * CHUNK_PAGES;
             let part = pages.start.max(base)..pages.end.min(base + CHUNK_PAGES);
-            if part.is_empty() {
-                break;
-            }
-            for (block, mask) in masks(&part) {
-                let there = u64::from((chunk.resident(at(block)) & mask).count_ones());
-                resident += there;
-                verified += there * u64::from(!chunk.is_unverified(at(block)));
-            }
+            self.with(number * CHUNK_BLOCKS, |chunk, _| {
+                for (block, mask) in masks(&part) {
+                    let there = u64::from((chunk.resident(at(block)) & mask).count_ones());
+                    resident += there;
+                    verified += there * u64::from(!chunk.is_unverified(at(block)));
+                }
+            });
         }
         (resident * PAGE_BYTES, verified * PAGE_BYTES)
     }
