@@ -22,8 +22,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{CacheDevice, mountinfo};
 use crate::io::{ALIGN_BYTES, Buffer, DirectFile, file};
-use crate::module::Module;
 use crate::module::s3fifo::S3Fifo;
+use crate::module::{Heat, Module};
 
 use super::status::DeviceStatus;
 use super::witness::Witness;
@@ -67,6 +67,8 @@ pub struct Device {
     health: Mutex<Health>,
     suspect: AtomicBool,
     pub(super) module: Mutex<Box<dyn Module>>,
+    /// Blocks in the module's queues whose image is gone.
+    stale_blocks: AtomicU64,
     /// Proof that nothing was lost since the last run, if this system has one.
     pub witness: Option<Witness>,
     /// True when the witness of the last run still fits.
@@ -102,6 +104,7 @@ impl Device {
             health: Mutex::default(),
             suspect: AtomicBool::new(false),
             module: Mutex::new(Box::new(S3Fifo::default())),
+            stale_blocks: AtomicU64::new(0),
             witness: None,
             unbroken: false,
             _lock: None,
@@ -230,6 +233,17 @@ impl Device {
             if self.suspect.swap(false, Ordering::Relaxed) {
                 log::info!("cache device {} works again", self.dir.display());
             }
+        }
+    }
+
+    /// An image is gone with `blocks` of its blocks in the module's queues. They are swept out when a
+    /// quarter of all is stale: deleted images must not fill the queues, and walking them takes time.
+    pub fn note_stale(&self, blocks: u64, heat: &dyn Heat) {
+        let stale = self.stale_blocks.fetch_add(blocks, Ordering::Relaxed) + blocks;
+        let mut module = self.module.lock();
+        if stale > 0 && stale * 4 >= module.len() as u64 {
+            module.sweep(heat);
+            self.stale_blocks.store(0, Ordering::Relaxed);
         }
     }
 

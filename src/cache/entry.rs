@@ -11,7 +11,7 @@
 //! - Drop: bits in memory, then the records, then the hole.
 //!
 //! Which insert may happen at all, and in which order with writes and discards, is decided above, in
-//! the image; here only eviction and inserts are kept apart ([`super::claims`]).
+//! the image; here only inserts, eviction and verification are kept apart ([`super::claims`]).
 //!
 //! # Locking
 //! `files` is held to clone an `Arc`. One lock is held across I/O: `creating`, while the four files of
@@ -388,16 +388,19 @@ impl Entry {
             return Ok(());
         };
         for block in blocks_of(pages) {
-            let bits = self.map.unverified_in(block);
-            if bits != 0 {
-                self.verify_block(&files, block, bits)?;
+            if self.map.unverified_in(block) != 0 {
+                self.verify_block(&files, block)?;
             }
         }
         Ok(())
     }
 
-    fn verify_block(&self, files: &Files, block: u64, bits: u16) -> io::Result<()> {
+    fn verify_block(&self, files: &Files, block: u64) -> io::Result<()> {
+        // An insert between its bytes and their record would look like damage, and the hole punched for
+        // it would take the new bytes.
+        let _claim = self.claims.alone(block);
         let first = block * super::PAGES_PER_BLOCK;
+        let bits = self.map.unverified_in(block);
         let count = u64::from(16 - bits.leading_zeros());
         let pages = first..first + count;
         let stamp = self.map.stamp(&pages);
@@ -411,20 +414,17 @@ impl Entry {
             return Err(error);
         }
         let records = files.records.read(&pages)?;
-        if self.map.stamp(&pages) != stamp {
-            return Ok(()); // written or evicted meanwhile; whoever needs it asks again
+        if self.map.stamp(&pages).drops != stamp.drops {
+            return Ok(()); // dropped meanwhile; whoever needs it asks again
         }
         for (page, record) in pages.zip(records) {
-            if bits >> (page - first) & 1 == 0 {
-                continue;
-            }
             let sum = page_sum(page, page_bytes(buffer.bytes(), first, page));
-            if record.seq != 0 && record.sum == sum {
-                self.map.set_verified(&(page..page + 1));
-            } else {
+            let is_resident = bits >> (page - first) & 1 == 1;
+            if is_resident && (record.seq == 0 || record.sum != sum) {
                 self.mismatch(page);
             }
         }
+        self.map.set_verified(block);
         Ok(())
     }
 
@@ -466,7 +466,7 @@ impl Entry {
 
     /// Evicts one block; false when somebody is inserting into it right now, or the image is held.
     pub(super) fn evict(&self, block: u64) -> bool {
-        let Some(_claim) = self.claims.try_evict(block) else {
+        let Some(_claim) = self.claims.try_alone(block) else {
             return false;
         };
         if self.is_held() {
@@ -475,6 +475,7 @@ impl Entry {
         self.map.set_unqueued(block);
         let first = block * super::PAGES_PER_BLOCK;
         self.drop_pages(&(first..first + super::PAGES_PER_BLOCK));
+        self.map.release(block);
         true
     }
 
@@ -519,14 +520,12 @@ impl Entry {
         }
     }
 
-    /// Takes over pages found at a mount; they are verified when first read.
-    pub(super) fn adopt(&self, runs: &[Pages]) {
+    /// Takes over the map of what was found at a mount, none of it verified.
+    pub(super) fn adopt(&mut self, map: PageMap) {
+        self.map = map;
         let mut module = self.device.module.lock();
-        for run in runs {
-            for block in self.map.set(run, false) {
-                module.inserted(self.key(block));
-            }
-        }
+        self.map
+            .each_queued(|block| module.inserted(self.key(block)));
         drop(module);
         self.recount();
         self.pending.store(true, Ordering::Release);

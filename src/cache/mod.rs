@@ -4,6 +4,7 @@
 //! own offsets, the page records, the in-doubt marks and the head. The formats are in docs/FORMAT.md
 //! and at the head of the file that owns each. This room never talks to the store.
 
+mod chunk;
 pub mod claims;
 pub mod commit;
 pub mod device;
@@ -14,6 +15,7 @@ pub mod hit;
 pub mod hold;
 pub mod orphan;
 pub mod pagemap;
+mod places;
 pub mod pool;
 pub mod records;
 pub mod recovery;

@@ -296,6 +296,7 @@ impl Pool {
     fn erase(&self, entry: &Entry) {
         entry.disowned.store(true, Ordering::Release);
         entry.map.clear(&(0..u64::MAX));
+        entry.device.note_stale(entry.map.queued_blocks(), self);
         let had_files = entry.files.write().take().is_some();
         entry.uncharge();
         if let Some(witness) = &entry.device.witness {
@@ -336,6 +337,7 @@ impl Heat for Pool {
         };
         if heat.is_none() {
             entry.map.set_unqueued(block_of(key));
+            entry.map.release(block_of(key));
         }
         heat
     }

@@ -23,6 +23,7 @@ use super::device::Device;
 use super::doubt::{Doubt, REGION_BYTES};
 use super::entry::{Entry, Files};
 use super::head::{Head, HeadFile};
+use super::pagemap::PageMap;
 use super::records::Records;
 use super::version::Recovered;
 use super::witness::Testimony;
@@ -76,7 +77,8 @@ fn load_entry(
         testimony: testimony.as_ref(),
         marked: &marked,
     };
-    let findings = judge.scan(&records)?;
+    let map = PageMap::default();
+    let findings = judge.scan(&records, &map)?;
     for run in &findings.void {
         records.zero(run)?;
     }
@@ -87,7 +89,7 @@ fn load_entry(
         doubt.clear(&marked)?;
     }
     let seq = findings.seq_max.max(head.committed).max(head.valid_from) + 1;
-    let entry = Entry::new(id, number, device.clone(), head, seq, durable_marks);
+    let mut entry = Entry::new(id, number, device.clone(), head, seq, durable_marks);
     *entry.files.write() = Some(Arc::new(Files {
         data: DirectFile::open(&dir.join("data"))?,
         records,
@@ -98,7 +100,7 @@ fn load_entry(
     entry.freeze_if_shared();
     entry.whole_pages_again()?;
     entry.version.set_recovered(Recovered { testimony });
-    entry.adopt(&findings.good);
+    entry.adopt(map);
     Ok(Some(entry))
 }
 
@@ -118,21 +120,23 @@ struct Judge<'a> {
 
 #[derive(Default)]
 struct Findings {
-    good: Vec<Pages>,
     void: Vec<Pages>,
     seq_max: u32,
 }
 
 impl Judge<'_> {
-    fn scan(&self, records: &Records) -> io::Result<Findings> {
+    /// Puts what is good into `map` as it is found: a list of it would take more memory than the map.
+    fn scan(&self, records: &Records, map: &PageMap) -> io::Result<Findings> {
         let mut findings = Findings::default();
         let pages_max = self.head.validator.size_bytes.div_ceil(PAGE_BYTES);
+        let mut good = Vec::new();
         records.scan(|first, run| {
+            good.clear();
             for (page, record) in (first..).zip(run).filter(|(_, record)| record.seq != 0) {
                 findings.seq_max = findings.seq_max.max(record.seq);
-                let good = self.is_good(page, record.seq) && page < pages_max;
-                let side = if good {
-                    &mut findings.good
+                let is_good = self.is_good(page, record.seq) && page < pages_max;
+                let side = if is_good {
+                    &mut good
                 } else {
                     &mut findings.void
                 };
@@ -140,6 +144,9 @@ impl Judge<'_> {
                     Some(run) if run.end == page => run.end += 1,
                     _ => side.push(page..page + 1),
                 }
+            }
+            for run in &good {
+                map.set(run, false);
             }
         })?;
         Ok(findings)
