@@ -206,15 +206,14 @@ impl PageMap {
     /// Counts every block with resident pages as queued and much used; returns those that were not
     /// queued.
     pub fn queue_all(&self) -> Vec<u64> {
-        let chunks = self.chunks.read().clone();
+        let places = self.places.read();
         let mut new_blocks = Vec::new();
-        for (number, chunk) in (0u64..).zip(&chunks) {
-            let Some(chunk) = chunk else { continue };
-            for at in 0..CHUNK_BLOCKS as usize {
-                if chunk.resident[at].load(Ordering::Acquire) != 0
-                    && chunk.flags[at].fetch_or(QUEUED | HEAT_MASK, Ordering::AcqRel) & QUEUED == 0
-                {
-                    new_blocks.push(number * CHUNK_BLOCKS + at as u64);
+        for (number, chunk) in places.chunks(0) {
+            for block in number * CHUNK_BLOCKS..(number + 1) * CHUNK_BLOCKS {
+                let at = at(block);
+                if chunk.resident(at) != 0 && chunk.enqueue(at) {
+                    chunk.set_heat(at, u8::MAX);
+                    new_blocks.push(block);
                 }
             }
         }
