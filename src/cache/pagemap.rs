@@ -135,8 +135,8 @@ impl PageMap {
         self.with(block, bits).flatten().unwrap_or(0)
     }
 
-    /// Marks `pages` resident; where they are not `verified` their blocks are not. Returns the blocks that were not in a module's queue; they count as
-    /// queued from now on.
+    /// Marks `pages` resident; where they are not `verified` their blocks are not. Returns the blocks that
+    /// were not in a module's queue; they count as queued from now on.
     pub fn set(&self, pages: &Pages, verified: bool) -> Vec<u64> {
         let mut new_blocks = Vec::new();
         for (block, mask) in masks(pages) {
@@ -209,11 +209,11 @@ impl PageMap {
         let places = self.places.read();
         let mut new_blocks = Vec::new();
         for (number, chunk) in places.chunks(0) {
-            for block in number * CHUNK_BLOCKS..(number + 1) * CHUNK_BLOCKS {
-                let at = at(block);
-                if chunk.resident(at) != 0 && chunk.enqueue(at) {
-                    chunk.set_heat(at, u8::MAX);
-                    new_blocks.push(block);
+            let there = (0..CHUNK_BLOCKS).filter(|at| chunk.resident(*at as usize) != 0);
+            for at in there {
+                chunk.set_heat(at as usize, u8::MAX);
+                if chunk.enqueue(at as usize) {
+                    new_blocks.push(number * CHUNK_BLOCKS + at);
                 }
             }
         }
