@@ -473,7 +473,7 @@ impl Entry {
     /// Drops one block for good, without the module's asking; gives the bytes that were resident. 0 when
     /// somebody is inserting into it right now. The module finds out when it comes across it.
     pub fn give_up(&self, block: u64) -> u64 {
-        let Some(_claim) = self.claims.try_evict(block) else {
+        let Some(_claim) = self.claims.try_alone(block) else {
             return 0;
         };
         let bytes = u64::from(self.map.resident_in(block).count_ones()) * PAGE_BYTES;
