@@ -41,6 +41,14 @@ impl Claims {
         }
     }
 
+    /// Waits until nobody has a claim. Each lasts as long as one access to flash.
+    pub fn wait_until_idle(&self) {
+        let mut claims = self.claims.lock();
+        while !claims.is_empty() {
+            self.freed.wait(&mut claims);
+        }
+    }
+
     /// Claims one block alone, if nobody has it.
     pub fn try_alone(&self, block: u64) -> Option<Claim<'_>> {
         let mut claims = self.claims.lock();

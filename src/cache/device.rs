@@ -38,6 +38,10 @@ const RETRY_AFTER: Duration = Duration::from_secs(10);
 /// A daemon that is ending has its last images settled by then.
 const ENDING_WAIT_MAX: Duration = Duration::from_secs(40);
 const ENDING_POLL: Duration = Duration::from_millis(50);
+/// Part of the limit that is never held, so that other images find room: one in this many bytes.
+const UNHELD_SHARE: u64 = 10;
+/// The same on small devices, in bytes.
+const UNHELD_BYTES_MIN: u64 = 4 << 20;
 /// Part of the filesystem that always stays free: one in this many bytes.
 const FREE_SHARE: u64 = 10;
 
@@ -58,6 +62,8 @@ pub struct Device {
     allocated_bytes: AtomicI64,
     /// Bytes promised to inserts under way.
     reserved_bytes: AtomicU64,
+    /// Bytes of images that are held.
+    held_bytes: AtomicU64,
     health: Mutex<Health>,
     suspect: AtomicBool,
     pub(super) module: Mutex<Box<dyn Module>>,
@@ -94,6 +100,7 @@ impl Device {
             limit_bytes: config.limit_bytes,
             allocated_bytes: AtomicI64::new(0),
             reserved_bytes: AtomicU64::new(0),
+            held_bytes: AtomicU64::new(0),
             health: Mutex::default(),
             suspect: AtomicBool::new(false),
             module: Mutex::new(Box::new(S3Fifo::default())),
@@ -258,6 +265,21 @@ impl Device {
         }
         self.release(bytes);
         false
+    }
+
+    /// Allows `bytes` to be held if others keep enough room; [`Device::end_hold`] ends it.
+    pub(super) fn try_hold(&self, bytes: u64) -> bool {
+        let unheld = (self.limit_bytes / UNHELD_SHARE).max(UNHELD_BYTES_MIN);
+        let holdable = self.limit_bytes.saturating_sub(unheld);
+        let more = |held: u64| Some(held + bytes).filter(|held| *held <= holdable);
+        self.held_bytes
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, more)
+            .is_ok()
+    }
+
+    /// So many bytes are held no longer.
+    pub(super) fn end_hold(&self, bytes: u64) {
+        self.held_bytes.fetch_sub(bytes, Ordering::AcqRel);
     }
 
     /// Ends a promise: the bytes are now allocated and charged, or not needed.

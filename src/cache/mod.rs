@@ -12,6 +12,8 @@ pub mod doubt;
 pub mod entry;
 pub mod head;
 pub mod hit;
+pub mod hold;
+pub mod orphan;
 pub mod pagemap;
 mod places;
 pub mod pool;
@@ -27,6 +29,7 @@ use std::path::PathBuf;
 
 pub use entry::{Entry, Written};
 pub use hit::Hit;
+pub use hold::{Held, NotHeld};
 pub use pool::{Pool, Room};
 pub use version::Validated;
 

@@ -203,6 +203,23 @@ impl PageMap {
         self.with(block, |chunk, at| chunk.set_heat(at, heat));
     }
 
+    /// Counts every block with resident pages as queued and much used; returns those that were not queued.
+    pub fn queue_all(&self) -> Vec<u64> {
+        let chunks = self.chunks.read().clone();
+        let mut new_blocks = Vec::new();
+        for (number, chunk) in (0u64..).zip(&chunks) {
+            let Some(chunk) = chunk else { continue };
+            for at in 0..CHUNK_BLOCKS as usize {
+                if chunk.resident[at].load(Ordering::Acquire) != 0
+                    && chunk.flags[at].fetch_or(QUEUED | HEAT_MASK, Ordering::AcqRel) & QUEUED == 0
+                {
+                    new_blocks.push(number * CHUNK_BLOCKS + at as u64);
+                }
+            }
+        }
+        new_blocks
+    }
+
     /// The block has left the module's queues.
     pub fn set_unqueued(&self, block: u64) {
         self.with(block, |chunk, at| chunk.dequeue(at));

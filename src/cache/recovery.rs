@@ -7,8 +7,9 @@
 //! ([`super::version`]).
 //!
 //! # Order of steps
-//! Void records are zeroed and durable before the in-doubt marks that voided them are cleared, so a
-//! crash in here leads to the same result the next time.
+//! - What a reader of an earlier mount still has open is frozen before its file is touched ([`super::orphan`]).
+//! - Void records are zeroed and durable before the in-doubt marks that voided them are cleared, so a
+//!   crash in here leads to the same result the next time.
 
 use std::fs;
 use std::io;
@@ -96,6 +97,8 @@ fn load_entry(
         doubt,
         account: std::sync::OnceLock::new(),
     }));
+    entry.freeze_if_shared();
+    entry.whole_pages_again()?;
     entry.version.set_recovered(Recovered { testimony });
     entry.adopt(map);
     Ok(Some(entry))
