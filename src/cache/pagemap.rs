@@ -62,12 +62,27 @@ impl PageMap {
 
     /// What `pages` are now.
     pub fn state(&self, pages: &Pages) -> State {
+        let mut state = State::Ready;
+        let mut from = pages.start;
+        while from < pages.end {
+            let to = pages.end.min((from / CHUNK_PAGES + 1) * CHUNK_PAGES);
+            match self.state_in_chunk(&(from..to)) {
+                State::Missing => return State::Missing,
+                State::Unverified => state = State::Unverified,
+                State::Ready => {}
+            }
+            from = to;
+        }
+        state
+    }
+
+    fn state_in_chunk(&self, pages: &Pages) -> State {
         let places = self.places.read();
+        let Some(chunk) = chunk_of(&places, pages.start / PAGES_PER_BLOCK) else {
+            return State::Missing;
+        };
         let mut state = State::Ready;
         for (block, mask) in masks(pages) {
-            let Some(chunk) = chunk_of(&places, block) else {
-                return State::Missing;
-            };
             let at = at(block);
             if chunk.resident(at) & mask != mask {
                 return State::Missing;
@@ -203,21 +218,19 @@ impl PageMap {
         self.with(block, |chunk, at| chunk.set_heat(at, heat));
     }
 
-    /// Counts every block with resident pages as queued and much used; returns those that were not queued.
-    pub fn queue_all(&self) -> Vec<u64> {
-        let chunks = self.chunks.read().clone();
-        let mut new_blocks = Vec::new();
-        for (number, chunk) in (0u64..).zip(&chunks) {
-            let Some(chunk) = chunk else { continue };
-            for at in 0..CHUNK_BLOCKS as usize {
-                if chunk.resident[at].load(Ordering::Acquire) != 0
-                    && chunk.flags[at].fetch_or(QUEUED | HEAT_MASK, Ordering::AcqRel) & QUEUED == 0
-                {
-                    new_blocks.push(number * CHUNK_BLOCKS + at as u64);
+    /// Counts every block with resident pages as queued and much used; calls `each` with those that were not
+    /// queued.
+    pub fn queue_all(&self, mut each: impl FnMut(u64)) {
+        let places = self.places.read();
+        for (number, chunk) in places.chunks(0) {
+            let there = (0..CHUNK_BLOCKS).filter(|at| chunk.resident(*at as usize) != 0);
+            for at in there {
+                chunk.set_heat(at as usize, u8::MAX);
+                if chunk.enqueue(at as usize) {
+                    each(number * CHUNK_BLOCKS + at);
                 }
             }
         }
-        new_blocks
     }
 
     /// The block has left the module's queues.
