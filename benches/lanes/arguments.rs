@@ -54,6 +54,7 @@ pub enum Section {
 /// What a run does.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Settings {
+    pub quick: bool,
     pub sections: Vec<Section>,
     pub rounds: u32,
     /// One fio job.
@@ -79,6 +80,7 @@ impl Arguments {
             false => self.only,
         };
         Settings {
+            quick,
             sections,
             rounds: self.rounds.unwrap_or(if quick { 1 } else { 5 }),
             runtime: self.seconds.unwrap_or(pick(0.15, 4.0)),

@@ -28,7 +28,7 @@ pub fn measure(scratch: &Scratch, settings: &Settings, report: &mut Report) -> R
     image::write(&store.join("backed-up"), bytes * 2)?;
     interrupt::sleep(warm::YOUNG)?;
     // As much as the others have, and a little for what the cache writes down.
-    let limit = format!("@{}M", OTHERS * bytes / 2 / MIB * 103 / 100 + 8);
+    let limit = format!("@{}M", OTHERS * bytes / 2 / MIB * 101 / 100 + 4);
     let options = Options {
         limit: &limit,
         ..Options::default()

@@ -175,7 +175,7 @@ impl Drop for Daemon {
         let Some(mut child) = self.child.take() else {
             return;
         };
-        child.terminate();
+        child.signal(libc::SIGTERM);
         let begun = std::time::Instant::now();
         while begun.elapsed() < STOP && matches!(child.ended(), Ok(None)) {
             std::thread::sleep(Duration::from_millis(10));

@@ -88,17 +88,12 @@ fn disk(dir: &Path) -> String {
         .map_or("".into(), |name| name.to_string_lossy().into_owned());
     let read = |file: &str| line(sys.join(file));
     let gib = read("size").parse::<u64>().unwrap_or(0) >> 21;
-    let turns = if read("queue/rotational") == "1" {
-        ", says it rotates"
-    } else {
-        ""
-    };
     let model = [read("device/model")]
         .into_iter()
         .find(|model| !model.is_empty());
     let model = model.map_or(String::new(), |model| format!(" ({model})"));
     let sector = read("queue/logical_block_size");
-    format!("{name}{model}, {gib} GiB, sectors of {sector} B{turns}")
+    format!("{name}{model}, {gib} GiB, sectors of {sector} B")
 }
 
 /// The directory in /sys of the whole disk that `dir` is on.

@@ -32,10 +32,9 @@ pub fn measure(scratch: &Scratch, settings: &Settings, report: &mut Report) -> R
     let daemon = Daemon::start(scratch, "memory", &store, SLOW)?;
     let kib = |key| cost::status(daemon.pid(), key);
     let before = kib("VmRSS")?;
-    let mut children = Vec::new();
+    let mut children = Readers(Vec::new());
     for number in 0..readers {
-        children.push(read(&daemon, number)?);
-        interrupt::sleep(std::time::Duration::ZERO)?;
+        children.0.push(read(&daemon, number)?);
     }
     interrupt::sleep(settings.memory)?;
     let (during, peak, threads) = (kib("VmRSS")?, kib("VmHWM")?, kib("Threads")?);
@@ -56,6 +55,17 @@ pub fn measure(scratch: &Scratch, settings: &Settings, report: &mut Report) -> R
         }),
     });
     Ok(())
+}
+
+/// Killed all at once: each waits for the store before it ends.
+struct Readers(Vec<Running>);
+
+impl Drop for Readers {
+    fn drop(&mut self) {
+        self.0
+            .iter()
+            .for_each(|reader| reader.signal(libc::SIGKILL));
+    }
 }
 
 /// Someone who reads an image from its first to its last byte.

@@ -133,8 +133,9 @@ impl Row {
     }
 }
 
-/// All rows of the warm lanes. An aligned row stands before what is measured against it.
-pub fn warm() -> Vec<Row> {
+/// All rows of the warm lanes, or without those of several jobs. An aligned row stands before what is measured
+/// against it.
+pub fn warm(quick: bool) -> Vec<Row> {
     let mut rows = random(Access::RandomRead);
     rows.extend([64 * KIB, MIB].map(|block| Row::sequential(Access::Read, block)));
     rows.extend(random(Access::RandomWrite));
@@ -143,6 +144,7 @@ pub fn warm() -> Vec<Row> {
         fdatasync: true,
         ..Row::random(Access::RandomWrite, 1, 1)
     });
+    rows.retain(|row| !quick || row.jobs == 1);
     rows
 }
 

@@ -33,9 +33,9 @@ impl Running {
         self.0.id()
     }
 
-    pub fn terminate(&self) {
+    pub fn signal(&self, signal: i32) {
         // SAFETY: a child of ours that is not waited for yet, so the pid is its own.
-        unsafe { libc::kill(self.pid() as i32, libc::SIGTERM) };
+        unsafe { libc::kill(self.pid() as i32, signal) };
     }
 
     pub fn ended(&mut self) -> Result<Option<ExitStatus>> {

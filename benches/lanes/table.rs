@@ -54,7 +54,7 @@ fn render(report: &Report, preset: &str) -> String {
 fn setting(report: &Report) -> String {
     let settings = &report.settings;
     format!(
-        "{}. {} rounds, {} s a job, images of {} MiB, flashside {}.",
+        "{}. Rounds: {}; {} s a job, images of {} MiB, flashside {}.",
         report.machine.text(),
         settings.rounds,
         settings.runtime.as_secs_f64(),

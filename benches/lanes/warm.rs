@@ -54,7 +54,13 @@ pub fn measure(scratch: &Scratch, settings: &Settings, report: &mut Report) -> R
         through(PASSTHROUGH, Way::Passthrough(&daemon, golden), "golden.img"),
         through(DAEMON, Way::Daemon(&daemon), "disk.img"),
     ];
-    let compared = compare("warm", &rows::warm(), &lanes, scratch, settings)?;
+    let compared = compare(
+        "warm",
+        &rows::warm(settings.quick),
+        &lanes,
+        scratch,
+        settings,
+    )?;
     report.comparisons.push(compared);
     Ok(())
 }
