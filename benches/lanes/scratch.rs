@@ -12,11 +12,12 @@ use anyhow::{Context, Result};
 use crate::arguments::Settings;
 use crate::report;
 
-/// Reads until its standard input closes, which our end does.
+/// Reads until its standard input closes, which our end does. A pattern would not find the mount point of a daemon
+/// that was killed: nothing can be asked of it.
 const JANITOR: &str = r#"
 cat >/dev/null
-for mount in "$0"/*/mount; do
-    while umount -l "$mount"; do :; done
+for dir in "$0"/*; do
+    while umount -l "$dir/mount"; do :; done
 done
 rm -rf --one-file-system "$0" "$1"
 "#;

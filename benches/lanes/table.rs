@@ -110,7 +110,11 @@ fn line(name: &str, unit: &str, figures: &Figures) -> Vec<String> {
         cells.push(one(figures.cpu_ratio, 2));
     }
     let target = figures.target.clone().unwrap_or_default();
-    cells.extend([target, met(figures.met, figures.missed.as_deref())]);
+    let reached = match (&figures.problem, &figures.target) {
+        (Some(_), Some(_)) => "not measured".into(),
+        _ => met(figures.met, figures.missed.as_deref()),
+    };
+    cells.extend([target, reached]);
     cells
 }
 
