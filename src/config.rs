@@ -9,6 +9,7 @@ pub mod cache_device;
 pub mod check;
 pub mod error;
 pub mod mountinfo;
+pub mod rules;
 pub mod settings;
 pub mod socket;
 pub mod store_user;
@@ -19,12 +20,15 @@ use std::time::Duration;
 
 pub use cache_device::{CacheDevice, CacheSpec};
 pub use error::Error;
-pub use settings::Settings;
+pub use rules::Rules;
+pub use settings::{Passthrough, Settings};
 
 /// A store operation fails after this unless configured.
 const STORE_DEADLINE_DEFAULT: Duration = Duration::from_secs(600);
 /// Readahead window of one handle unless configured.
 const READAHEAD_DEFAULT: u64 = 8 << 20;
+/// A stream goes around the cache after this unless configured.
+const STREAM_BYPASS_DEFAULT: u64 = 64 << 20;
 /// Memory for writes on their way to the store unless configured.
 const WRITE_BUFFER_DEFAULT: u64 = 256 << 20;
 /// Less would not hold one request of the largest size per thread.
@@ -54,6 +58,8 @@ pub struct Config {
     pub store_deadline: Duration,
     /// Readahead window of one handle at most, in bytes.
     pub readahead_max_bytes: u64,
+    /// A sequential stream longer than this goes around the cache, in bytes; `None` for never.
+    pub stream_bypass_bytes: Option<u64>,
     /// Memory for writes on their way to the store, in bytes.
     pub write_buffer_bytes: usize,
     /// Threads that may be inside a store call.
@@ -68,6 +74,10 @@ pub struct Config {
     pub control_uids: Vec<u32>,
     /// Run store operations as this user and group instead of the caller.
     pub store_user: Option<(u32, u32)>,
+    /// False: no image is opened on the passthrough plane.
+    pub passthrough: bool,
+    /// Settings of images by name.
+    pub rules: Rules,
     /// What is logged where RUST_LOG does not say.
     pub log_level: log::LevelFilter,
     pub simulate: Simulate,
@@ -118,6 +128,9 @@ impl Config {
             read_only: settings.read_only.unwrap_or(false),
             store_deadline: store_deadline(&settings)?,
             readahead_max_bytes: settings.readahead.map_or(READAHEAD_DEFAULT, |size| size.0),
+            stream_bypass_bytes: settings
+                .stream_bypass
+                .map_or(Some(STREAM_BYPASS_DEFAULT), |bypass| bypass.0),
             write_buffer_bytes: write_buffer(&settings)?,
             store_threads: threads(
                 "store-threads",
@@ -129,6 +142,8 @@ impl Config {
             io_uring: settings.io_uring.unwrap_or(true),
             control_uids: settings.control_uids.clone().unwrap_or_default(),
             store_user: settings.store_user.map(|user| (user.uid, user.gid)),
+            passthrough: settings.passthrough != Some(Passthrough::Off),
+            rules: Rules::new(settings.rule.clone()),
             log_level: settings
                 .log_level
                 .map_or(log::LevelFilter::Info, |level| level.0),

@@ -17,16 +17,40 @@ use crate::module::{Heat, Key};
 use crate::store::{ImageId, Validator};
 
 use super::device::Device;
-use super::entry::Entry;
+use super::entry::{Entry, Written};
 use super::head::{Head, UNTRUSTED};
 use super::status::PoolStatus;
 use super::version::is_settled;
-use super::{Error, PAGE_BYTES, recovery};
+use super::{Error, PAGE_BYTES, PAGES_PER_BLOCK, Pages, recovery};
 
 /// Blocks looked at for one eviction before an insert goes without room.
 const VICTIM_TRIES: usize = 64;
 /// Bits of a key that number the block.
 const BLOCK_BITS: u32 = 40;
+
+/// Space promised on a device; given back when dropped.
+pub struct Room {
+    device: Arc<Device>,
+    bytes: u64,
+}
+
+impl Room {
+    /// Takes `bytes` of it away, or what there is.
+    pub fn split(&mut self, bytes: u64) -> Room {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        Room {
+            device: self.device.clone(),
+            bytes,
+        }
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.device.release(self.bytes);
+    }
+}
 
 /// All cache devices and the images on them.
 pub struct Pool {
@@ -91,7 +115,8 @@ impl Pool {
     /// image as it is now.
     pub fn entry(&self, found: &Validator, name: &str) -> Option<Arc<Entry>> {
         if let Some(known) = self.known(found.id) {
-            if known.disowned.load(Ordering::Acquire) && known.device.usable() {
+            let given_up = known.disowned.load(Ordering::Acquire);
+            if given_up && known.device.usable() && !known.stays_frozen() {
                 self.forget(found.id);
             } else {
                 return Some(known);
@@ -136,6 +161,29 @@ impl Pool {
         self.entries.iter().map(|entry| entry.clone()).collect()
     }
 
+    /// Makes room for `bytes` of `entry` as an insert does, but takes none of the image's own `pages` for
+    /// it; `None` where there is none but by that.
+    pub fn room_beside(&self, entry: &Entry, pages: &Pages, bytes: u64) -> Option<Room> {
+        let own = |key: Key| {
+            let first = block_of(key) * PAGES_PER_BLOCK;
+            key == entry.key(block_of(key)) && pages.contains(&first.max(pages.start))
+        };
+        let device = &entry.device;
+        (device.usable() && self.make_room_beside(device, bytes, own)).then(|| Room {
+            device: device.clone(),
+            bytes,
+        })
+    }
+
+    /// As [`Pool::insert`], where the room was made before.
+    pub fn insert_into(&self, room: &Room, entry: &Entry, era: u64, first: u64, bytes: &[u8]) {
+        debug_assert!(Arc::ptr_eq(&room.device, &entry.device));
+        match entry.insert(era, first, bytes) {
+            Ok(()) => entry.device.report_ok(),
+            Err(error) => entry.report(&error),
+        }
+    }
+
     /// Inserts fetched pages, if there is room and the version is still `era`.
     pub fn insert(&self, entry: &Entry, era: u64, first: u64, bytes: &[u8]) {
         let insert = || entry.insert(era, first, bytes);
@@ -144,18 +192,15 @@ impl Pool {
 
     /// Follows a write that the store has taken; see [`Entry::overwrite`]. When flash fails the pages
     /// are dropped: the store has them.
-    pub fn overwrite(
-        &self,
-        entry: &Entry,
-        offset_bytes: u64,
-        len_bytes: u64,
-        size_bytes: u64,
-        buffer: &mut Buffer,
-    ) {
-        let pages = super::pages_touched(offset_bytes, len_bytes);
+    pub fn overwrite(&self, entry: &Entry, written: &Written, buffer: &mut Buffer) {
+        let pages = super::pages_touched(written.offset_bytes, written.len_bytes);
         let bytes = (pages.end - pages.start) * PAGE_BYTES;
-        let room = self.make_room(&entry.device, bytes);
-        let done = entry.overwrite(offset_bytes, len_bytes, size_bytes, buffer, room);
+        let room = written.admit && self.make_room(&entry.device, bytes);
+        let written = Written {
+            admit: room,
+            ..*written
+        };
+        let done = entry.overwrite(&written, buffer);
         if room {
             entry.device.release(bytes);
         }
@@ -182,9 +227,14 @@ impl Pool {
 
     /// Evicts until `bytes` fit and promises them; false when they cannot be made to fit.
     fn make_room(&self, device: &Device, bytes: u64) -> bool {
+        self.make_room_beside(device, bytes, |_| false)
+    }
+
+    /// As [`Pool::make_room`]; ends where the module would give up a block that `stays`.
+    fn make_room_beside(&self, device: &Device, bytes: u64, stays: impl Fn(Key) -> bool) -> bool {
         let mut tries = VICTIM_TRIES + bytes as usize / super::BLOCK_BYTES as usize;
         while !device.try_reserve(bytes) {
-            if tries == 0 || !self.evict_one(device) {
+            if tries == 0 || !self.evict_one(device, &stays) {
                 return false;
             }
             tries -= 1;
@@ -194,14 +244,18 @@ impl Pool {
 
     /// Brings a device under its limit, after the limit was lowered.
     fn shrink(&self, device: &Device) {
-        while !device.within_limit() && self.evict_one(device) {}
+        while !device.within_limit() && self.evict_one(device, &|_| false) {}
     }
 
-    /// Evicts one block; false when there is none.
-    fn evict_one(&self, device: &Device) -> bool {
+    /// Evicts one block; false when there is none, or it is one that `stays`.
+    fn evict_one(&self, device: &Device, stays: &impl Fn(Key) -> bool) -> bool {
         let Some(key) = device.module.lock().victim(self) else {
             return false;
         };
+        if stays(key) {
+            device.module.lock().inserted(key);
+            return false;
+        }
         if let Some(entry) = self.of_key(key)
             && !entry.evict(block_of(key))
         {
@@ -218,15 +272,22 @@ impl Pool {
     /// Forgets an image that nobody uses and that has nothing on flash.
     pub fn forget_if_empty(&self, id: ImageId) {
         let unused = self.entries.remove_if(&id, |_, entry| {
-            Arc::strong_count(entry) == 1 && entry.resident_bytes() == 0
+            Arc::strong_count(entry) == 1 && entry.resident_bytes() == 0 && !entry.is_frozen()
         });
         if let Some((_, entry)) = unused {
             self.erase(&entry);
         }
     }
 
-    /// Forgets an image: it is gone from the store, or its cache cannot be used.
+    /// Forgets an image: it is gone from the store, or its cache cannot be used. A frozen one stays, with nothing
+    /// valid in it.
     pub fn forget(&self, id: ImageId) {
+        if let Some(entry) = self.known(id)
+            && entry.stays_frozen()
+        {
+            entry.drop_pages(&(0..u64::MAX));
+            return;
+        }
         if let Some((_, entry)) = self.entries.remove(&id) {
             self.erase(&entry);
         }
@@ -235,6 +296,7 @@ impl Pool {
     fn erase(&self, entry: &Entry) {
         entry.disowned.store(true, Ordering::Release);
         entry.map.clear(&(0..u64::MAX));
+        entry.device.note_stale(entry.map.queued_blocks(), self);
         let had_files = entry.files.write().take().is_some();
         entry.uncharge();
         if let Some(witness) = &entry.device.witness {
@@ -268,9 +330,14 @@ impl Pool {
 impl Heat for Pool {
     fn heat(&self, key: Key) -> Option<u8> {
         let entry = self.of_key(key)?;
-        let heat = entry.map.heat(block_of(key));
+        // Held blocks leave the module and return when the hold ends.
+        let heat = match entry.is_held() {
+            true => None,
+            false => entry.map.heat(block_of(key)),
+        };
         if heat.is_none() {
             entry.map.set_unqueued(block_of(key));
+            entry.map.release(block_of(key));
         }
         heat
     }

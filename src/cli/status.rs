@@ -55,7 +55,7 @@ impl Status {
             return self.show_one(&place.mountpoint);
         }
         let image = ask_image(&place)?.ok_or_else(|| Error::UnknownImage(path.to_path_buf()))?;
-        self.print(&image, || table::images(std::slice::from_ref(&image)))
+        self.print(&image, || table::image(&image))
     }
 
     fn show_one(&self, mountpoint: &Path) -> Result<ExitCode, Error> {
@@ -136,11 +136,11 @@ fn inode_of(path: PathBuf) -> Option<u64> {
     told.recv_timeout(LOOK_UP_DEADLINE).ok()?
 }
 
-fn dead(mountpoint: &Path) -> Error {
+pub(super) fn dead(mountpoint: &Path) -> Error {
     Error::DeadDaemon(mountpoint.to_path_buf())
 }
 
-fn not_answered(mountpoint: &Path, error: ClientError) -> Error {
+pub(super) fn not_answered(mountpoint: &Path, error: ClientError) -> Error {
     match error {
         ClientError::NobodyListens(_) => dead(mountpoint),
         error => Error::NoAnswer {

@@ -32,6 +32,21 @@ pub struct Caller {
     pub groups: Arc<[u32]>,
 }
 
+impl Caller {
+    /// The daemon itself, or the store user (uid, gid) where there is one: for what no caller of the
+    /// mount asked for.
+    pub fn daemon(store_user: Option<(u32, u32)>) -> Caller {
+        // SAFETY: these two calls take nothing and cannot fail.
+        let (uid, gid) =
+            store_user.unwrap_or_else(|| unsafe { (libc::geteuid(), libc::getegid()) });
+        Caller {
+            uid,
+            gid,
+            groups: Arc::new([]),
+        }
+    }
+}
+
 /// What an image is, whatever it is called: the inode number and a tag that differs between two
 /// uses of the same number (from the file handle, which holds the generation, or the birth time).
 /// Stable across renames, remounts and hosts that see the same store.
@@ -281,6 +296,13 @@ pub trait Store: Send + Sync {
     fn remove_xattr(&self, who: &Caller, node: &Node, name: &OsStr) -> Result<()>;
     fn sync_dir(&self, who: &Caller, node: &Node) -> Result<()>;
     fn stat_fs(&self, who: &Caller) -> Result<StatFs>;
+    /// What flashside keeps in the store about an image under `name`; ENOENT where there is nothing. It
+    /// goes by the image's id and is not seen through the mount.
+    fn read_side(&self, who: &Caller, id: ImageId, name: &str) -> Result<Vec<u8>>;
+    /// Replaces it, in one step that is durable when this returns.
+    fn write_side(&self, who: &Caller, id: ImageId, name: &str, bytes: &[u8]) -> Result<()>;
+    /// Removes everything kept about an image, with its last link; nothing there is no error.
+    fn remove_sides(&self, who: &Caller, id: ImageId) -> Result<()>;
 }
 
 /// An open file of the store. Dropping it closes it.
