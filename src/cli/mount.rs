@@ -73,7 +73,9 @@ last component of MOUNTPOINT; flags win over it; unknown keys are refused:
     readahead = \"8M\"             # at most, per open file
     write-buffer = \"256M\"        # memory for writes on their way to the store
     store-threads = 64           # operations in flight towards the store
-    fuse-threads = 8             # threads that read requests from the kernel
+    fuse-threads = 8             # threads that take requests from the kernel
+    io-uring = true              # false: read flash with pread
+    portable-session = false     # true: fuser's session instead of our own
     store-user = \"qemu:kvm\"      # act on the store as this user, not as the caller
     control-uids = [64055]       # who may set user.flashside.* besides root
     read-only = false

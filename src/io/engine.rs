@@ -34,12 +34,13 @@ pub trait Engine {
     /// `file` stays open and `to` is valid for writes of `len_bytes`, and nobody else's, until the
     /// read has ended.
     unsafe fn begin(&mut self, read: Read) -> bool;
-    /// The next read that has ended. Hands to the kernel what was begun; never waits.
+    /// The next read that has ended, of those known to have. Never waits.
     fn ended(&mut self) -> Option<Ended>;
     /// Hands to the kernel what was begun.
     fn submit(&mut self);
-    /// Sleeps until a read has ended, or `watched` is readable where one is given, or `patience` is over.
-    fn wait(&mut self, watched: Option<RawFd>, patience: Duration);
+    /// Hands over what was begun and sleeps until a read has ended, or `watched` is readable where one is
+    /// given, or `patience` is over; false in the last case.
+    fn wait(&mut self, watched: Option<RawFd>, patience: Duration) -> bool;
     /// Stops watching. From its return on, no wake-up meant for others is swallowed here.
     fn unwatch(&mut self);
     /// True where several reads run together.
@@ -97,7 +98,7 @@ mod tests {
         while seen.contains(&None) {
             match engine.ended() {
                 Some((ticket, result)) => seen[ticket as usize] = Some(result.expect("read")),
-                None => engine.wait(None, Duration::from_secs(10)),
+                None => assert!(engine.wait(None, Duration::from_secs(10))),
             }
         }
         assert!(seen[..PAGES].iter().all(|read| *read == Some(4096)));
@@ -118,13 +119,15 @@ mod tests {
 
     #[test]
     fn a_wait_ends_when_what_is_watched_is_readable_and_when_patience_is_over() {
-        use std::io::Write;
-        let (reader, mut writer) = std::io::pipe().expect("a pipe");
+        use std::io::{Read as _, Write};
+        let (mut reader, mut writer) = std::io::pipe().expect("a pipe");
         for mut engine in [new(true), new(false)] {
-            engine.wait(Some(reader.as_raw_fd()), Duration::from_millis(1));
+            assert!(!engine.wait(Some(reader.as_raw_fd()), Duration::from_millis(1)));
             writer.write_all(b"x").expect("written");
-            engine.wait(Some(reader.as_raw_fd()), Duration::from_secs(60));
-            engine.wait(Some(reader.as_raw_fd()), Duration::from_secs(60));
+            assert!(engine.wait(Some(reader.as_raw_fd()), Duration::from_secs(60)));
+            while engine.ended().is_some() {}
+            assert!(engine.wait(Some(reader.as_raw_fd()), Duration::from_secs(60)));
+            reader.read_exact(&mut [0]).expect("read");
         }
     }
 }

@@ -6,6 +6,7 @@
 pub mod buffer;
 pub mod engine;
 pub mod file;
+pub mod region;
 pub mod ring;
 pub mod sync;
 

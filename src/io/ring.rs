@@ -4,6 +4,7 @@
 //! Completions are only worked off when this thread enters the kernel (deferred task work): nothing
 //! interrupts it, and one entry collects many ends.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::RawFd;
 use std::time::Duration;
@@ -14,10 +15,10 @@ use super::engine::{Ended, Engine, Read};
 
 /// Reads under way at once; more are refused.
 const READS_MAX: usize = 256;
-/// The ticket of the poll on the watched descriptor.
-const POLL: u64 = u64::MAX;
-/// The ticket of a poll that was called off, and of calling it off.
-const NOBODY: u64 = u64::MAX - 1;
+/// The ticket of the poll on the watched descriptor; those of reads are smaller.
+const POLL: u64 = 1 << 63;
+/// The ticket of calling the poll off.
+const NOBODY: u64 = 1 << 62;
 /// Wakes one of the threads that watch a descriptor, not all (EPOLLEXCLUSIVE).
 const EXCLUSIVE: u32 = 1 << 28;
 
@@ -25,8 +26,10 @@ const EXCLUSIVE: u32 = 1 << 28;
 pub struct RingEngine {
     ring: IoUring,
     under_way: usize,
-    /// The descriptor that a poll is armed on.
+    /// The descriptor that a poll is armed on; its end has not been told.
     watching: Option<RawFd>,
+    /// Reads that ended while something else was waited for.
+    stashed: VecDeque<Ended>,
 }
 
 impl RingEngine {
@@ -43,6 +46,7 @@ impl RingEngine {
             ring,
             under_way: 0,
             watching: None,
+            stashed: VecDeque::new(),
         })
     }
 
@@ -62,6 +66,25 @@ impl RingEngine {
         let poll = opcode::PollAdd::new(types::Fd(fd), libc::POLLIN as u32 | EXCLUSIVE);
         if self.push(&poll.build().user_data(POLL)) {
             self.watching = Some(fd);
+        }
+    }
+
+    /// The next read that has ended; takes the ends of polls into account.
+    fn next_ended(&mut self) -> Option<Ended> {
+        loop {
+            let ended = self.ring.completion().next()?;
+            match ended.user_data() {
+                POLL => self.watching = None,
+                NOBODY => {}
+                ticket => {
+                    self.under_way -= 1;
+                    let result = match u32::try_from(ended.result()) {
+                        Ok(got) => Ok(got),
+                        Err(_) => Err(io::Error::from_raw_os_error(-ended.result())),
+                    };
+                    return Some((ticket as u32, result));
+                }
+            }
         }
     }
 
@@ -102,23 +125,7 @@ impl Engine for RingEngine {
     }
 
     fn ended(&mut self) -> Option<Ended> {
-        loop {
-            let ended = self.ring.completion().next()?;
-            match ended.user_data() {
-                // Of a poll called off too late it may be the end: then a poll armed since is still
-                // there, and is armed once more, which does no harm.
-                POLL => self.watching = None,
-                NOBODY => {}
-                ticket => {
-                    self.under_way -= 1;
-                    let result = match u32::try_from(ended.result()) {
-                        Ok(got) => Ok(got),
-                        Err(_) => Err(io::Error::from_raw_os_error(-ended.result())),
-                    };
-                    return Some((ticket as u32, result));
-                }
-            }
-        }
+        self.stashed.pop_front().or_else(|| self.next_ended())
     }
 
     fn submit(&mut self) {
@@ -129,21 +136,33 @@ impl Engine for RingEngine {
         }
     }
 
-    fn wait(&mut self, watched: Option<RawFd>, patience: Duration) {
-        if !self.ring.completion().is_empty() {
-            return;
+    fn wait(&mut self, watched: Option<RawFd>, patience: Duration) -> bool {
+        if !self.stashed.is_empty() || !self.ring.completion().is_empty() {
+            return true;
         }
         if let Some(fd) = watched {
             self.watch(fd);
         }
         self.enter(1, Some(patience));
+        !self.ring.completion().is_empty()
     }
 
+    /// Waits for the poll's own end: one that has been woken and not worked off stays in the queue of
+    /// those to wake, and would swallow every further wake-up.
     fn unwatch(&mut self) {
-        if self.watching.take().is_some() {
-            let off = opcode::PollRemove::new(POLL).build().user_data(NOBODY);
-            self.push(&off);
-            self.enter(0, None);
+        if self.watching.is_none() {
+            return;
+        }
+        let off = opcode::PollRemove::new(POLL).build().user_data(NOBODY);
+        self.push(&off);
+        loop {
+            while let Some(ended) = self.next_ended() {
+                self.stashed.push_back(ended);
+            }
+            if self.watching.is_none() {
+                return;
+            }
+            self.enter(1, None);
         }
     }
 

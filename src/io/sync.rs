@@ -47,10 +47,10 @@ impl Engine for SyncEngine {
 
     fn submit(&mut self) {}
 
-    fn wait(&mut self, watched: Option<RawFd>, patience: Duration) {
-        let Some(fd) = watched else { return };
+    fn wait(&mut self, watched: Option<RawFd>, patience: Duration) -> bool {
+        let Some(fd) = watched else { return true };
         if !self.ended.is_empty() {
-            return;
+            return true;
         }
         let mut poll = libc::pollfd {
             fd,
@@ -59,7 +59,7 @@ impl Engine for SyncEngine {
         };
         let patience = i32::try_from(patience.as_millis()).unwrap_or(i32::MAX);
         // SAFETY: one pollfd, ours.
-        unsafe { libc::poll(&mut poll, 1, patience) };
+        unsafe { libc::poll(&mut poll, 1, patience) != 0 }
     }
 
     fn unwatch(&mut self) {}

@@ -27,9 +27,9 @@ use self::worker::Worker;
 use super::core::Core;
 use super::kernel::Kernel;
 
-/// Workers that serve at once where reads overlap on an io_uring: one collects better batches than
+/// Helpers of the leader where reads overlap on an io_uring: one thread collects better batches than
 /// several, a second goes on while the first is in a system call.
-const AT_ONCE_WITH_RING: usize = 2;
+const HELPERS_WITH_RING: usize = 1;
 
 /// Threads that serve a mount.
 pub struct Session {
@@ -47,11 +47,11 @@ impl Session {
         ring: bool,
     ) -> io::Result<Session> {
         let overlaps = ring && crate::io::engine::ring_works();
-        let at_once = match overlaps {
-            true => AT_ONCE_WITH_RING.min(threads),
-            false => threads,
+        let helpers = match overlaps {
+            true => HELPERS_WITH_RING,
+            false => threads - 1,
         };
-        let turns = Arc::new(Turns::new(at_once));
+        let turns = Arc::new(Turns::new(helpers));
         let kernel = Arc::new(Device::clone_of(mounted)?);
         let mut workers = Vec::new();
         for number in 0..threads {
@@ -59,7 +59,10 @@ impl Session {
             let device = Device::clone_of(mounted)?;
             let worker = thread::Builder::new()
                 .name(format!("fuse-{number}"))
-                .spawn(move || Worker::new(core, device, turns, overlaps).run())?;
+                .spawn(move || match Worker::new(core, device, turns, overlaps) {
+                    Ok(worker) => worker.run(),
+                    Err(error) => log::error!("a thread for requests cannot start: {error}"),
+                })?;
             workers.push(worker);
         }
         Ok(Session {
