@@ -25,6 +25,8 @@ pub use settings::Settings;
 const STORE_DEADLINE_DEFAULT: Duration = Duration::from_secs(600);
 /// Readahead window of one handle unless configured.
 const READAHEAD_DEFAULT: u64 = 8 << 20;
+/// A stream goes around the cache after this unless configured.
+const STREAM_BYPASS_DEFAULT: u64 = 64 << 20;
 /// Memory for writes on their way to the store unless configured.
 const WRITE_BUFFER_DEFAULT: u64 = 256 << 20;
 /// Less would not hold one request of the largest size per thread.
@@ -54,6 +56,8 @@ pub struct Config {
     pub store_deadline: Duration,
     /// Readahead window of one handle at most, in bytes.
     pub readahead_max_bytes: u64,
+    /// A sequential stream longer than this goes around the cache, in bytes; `None` for never.
+    pub stream_bypass_bytes: Option<u64>,
     /// Memory for writes on their way to the store, in bytes.
     pub write_buffer_bytes: usize,
     /// Threads that may be inside a store call.
@@ -118,6 +122,9 @@ impl Config {
             read_only: settings.read_only.unwrap_or(false),
             store_deadline: store_deadline(&settings)?,
             readahead_max_bytes: settings.readahead.map_or(READAHEAD_DEFAULT, |size| size.0),
+            stream_bypass_bytes: settings
+                .stream_bypass
+                .map_or(Some(STREAM_BYPASS_DEFAULT), |bypass| bypass.0),
             write_buffer_bytes: write_buffer(&settings)?,
             store_threads: threads(
                 "store-threads",

@@ -56,15 +56,14 @@ fn a_second_read_asks_the_store_for_nothing() {
 
 /// 64 readers want the same block of a slow store at once; the store is asked once, by its own
 /// account and by ours.
-#[test]
-fn a_block_is_fetched_once_however_many_wait() {
+fn many_readers_of_one_cold_block(open: impl Fn(&Path) -> File) {
     let Some(mut world) = world_with_disk(4 * MIB, |world| {
         world.faulty_store();
     }) else {
         return;
     };
     let path = world.mnt("disk");
-    let readers: Vec<File> = (0..64).map(|_| open_read(&path)).collect();
+    let readers: Vec<File> = (0..64).map(|_| open(&path)).collect();
     world.faults().set(json!({"delay_ms": 150}));
     world.faults().clear_log();
     let start = Barrier::new(readers.len());
@@ -83,6 +82,16 @@ fn a_block_is_fetched_once_however_many_wait() {
     let requests = world.faults().requests();
     let covered: u64 = requests.iter().filter_map(|line| read_len(line)).sum();
     assert_eq!(covered, BLOCK, "{requests:?}");
+}
+
+#[test]
+fn a_block_is_fetched_once_however_many_wait() {
+    many_readers_of_one_cold_block(open_read);
+}
+
+#[test]
+fn sixty_four_readers_of_one_cold_block_make_exactly_1_store_request() {
+    many_readers_of_one_cold_block(|path| open(path, true));
 }
 
 /// The length in a `read inode offset length` line of the faulty store's log.

@@ -319,6 +319,7 @@ fn help_explains_every_flag_with_units_and_examples() {
         "--simulate-latency",
         "--simulate-bandwidth",
         "--simulate-once",
+        "--stream-bypass",
         "--unsafe-no-in-doubt-marks",
         "Units:",
         "Examples:",
@@ -327,6 +328,12 @@ fn help_explains_every_flag_with_units_and_examples() {
     ] {
         assert!(outcome.stdout.contains(words), "no {words} in the help");
     }
+    let warm = flashside(&["warm", "--help"]);
+    for words in ["--range", "0-1G", "10G-", "Ctrl-C", "Units:", "Examples:"] {
+        assert!(warm.stdout.contains(words), "no {words} in the help");
+    }
+    let evict = flashside(&["evict", "--help"]).stdout;
+    assert!(evict.contains("Example:"), "{evict}");
     assert_eq!(flashside(&["--version"]).code, Some(0));
     assert_eq!(flashside(&["status", "--help"]).code, Some(0));
 }

@@ -55,6 +55,17 @@ pub(super) struct Files {
     pub account: OnceLock<Option<Account>>,
 }
 
+/// A write that the store has taken.
+#[derive(Clone, Copy, Debug)]
+pub struct Written {
+    pub offset_bytes: u64,
+    pub len_bytes: u64,
+    /// Of the image, by now.
+    pub size_bytes: u64,
+    /// Pages that are not resident become so.
+    pub admit: bool,
+}
+
 /// An image in the cache.
 pub struct Entry {
     pub id: ImageId,
@@ -271,16 +282,15 @@ impl Entry {
     }
 
     /// Follows a write that the store has taken. `buffer` holds the written bytes at the offset they
-    /// have in their first page. Whole pages become resident if `admit`; pages written in part are
-    /// changed where they are resident.
-    pub(super) fn overwrite(
-        &self,
-        offset_bytes: u64,
-        len_bytes: u64,
-        size_bytes: u64,
-        buffer: &mut Buffer,
-        admit: bool,
-    ) -> io::Result<()> {
+    /// have in their first page. Pages written as a whole become resident if `admit`; pages written
+    /// in part, and without `admit` all, are changed where they are resident.
+    pub(super) fn overwrite(&self, written: &Written, buffer: &mut Buffer) -> io::Result<()> {
+        let Written {
+            offset_bytes,
+            len_bytes,
+            size_bytes,
+            admit,
+        } = *written;
         let touched = pages_touched(offset_bytes, len_bytes);
         let mut pages = touched.clone();
         let end = offset_bytes + len_bytes;
@@ -311,13 +321,30 @@ impl Entry {
         if pages.is_empty() {
             return Ok(());
         }
-        if !admit && self.map.state(&pages) == State::Missing {
-            self.drop_pages(&pages);
-            return Ok(());
+        let put = |pages: Pages| {
+            let begin = ((pages.start - touched.start) * PAGE_BYTES) as usize;
+            let len = ((pages.end - pages.start) * PAGE_BYTES) as usize;
+            self.insert(self.era(), pages.start, &buffer.bytes()[begin..begin + len])
+        };
+        match admit {
+            true => put(pages),
+            false => self.resident_runs(&pages).into_iter().try_for_each(put),
         }
-        let begin = ((pages.start - touched.start) * PAGE_BYTES) as usize;
-        let len = ((pages.end - pages.start) * PAGE_BYTES) as usize;
-        self.insert(self.era(), pages.start, &buffer.bytes()[begin..begin + len])
+    }
+
+    /// The runs of `pages` that are resident.
+    fn resident_runs(&self, pages: &Pages) -> Vec<Pages> {
+        let mut runs: Vec<Pages> = Vec::new();
+        for page in pages.clone() {
+            if self.map.state(&(page..page + 1)) == State::Missing {
+                continue;
+            }
+            match runs.last_mut() {
+                Some(run) if run.end == page => run.end += 1,
+                _ => runs.push(page..page + 1),
+            }
+        }
+        runs
     }
 
     /// Completes a page written only from `from` to `to` with its resident bytes; false when the page
@@ -435,6 +462,33 @@ impl Entry {
         let first = block * super::PAGES_PER_BLOCK;
         self.drop_pages(&(first..first + super::PAGES_PER_BLOCK));
         true
+    }
+
+    /// False while its device fails, or when its cache was given up.
+    pub fn is_usable(&self) -> bool {
+        self.device.usable() && !self.disowned.load(Ordering::Acquire)
+    }
+
+    /// Drops one block for good, without the module's asking; gives the bytes that were resident. 0 when
+    /// somebody is inserting into it right now. The module finds out when it comes across it.
+    pub fn give_up(&self, block: u64) -> u64 {
+        let Some(_claim) = self.claims.try_evict(block) else {
+            return 0;
+        };
+        let bytes = u64::from(self.map.resident_in(block).count_ones()) * PAGE_BYTES;
+        let first = block * super::PAGES_PER_BLOCK;
+        self.drop_pages(&(first..first + super::PAGES_PER_BLOCK));
+        bytes
+    }
+
+    /// The first block from `block` on that holds resident pages.
+    pub fn next_resident(&self, block: u64) -> Option<u64> {
+        self.map.next_resident(block)
+    }
+
+    /// Bytes of `pages` that are resident, and that are verified as well.
+    pub fn resident_of(&self, pages: &Pages) -> (u64, u64) {
+        self.map.count(pages)
     }
 
     /// Follows a size change of the image; pages past a new end have been dropped.

@@ -23,9 +23,9 @@ use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
 
-pub use entry::Entry;
+pub use entry::{Entry, Written};
 pub use hit::Hit;
-pub use pool::Pool;
+pub use pool::{Pool, Room};
 pub use version::Validated;
 
 /// The unit of validity: 4 KiB of an image.

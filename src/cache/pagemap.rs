@@ -97,6 +97,41 @@ impl PageMap {
         state
     }
 
+    /// The first block from `block` on that holds resident pages.
+    pub fn next_resident(&self, block: u64) -> Option<u64> {
+        let chunks = self.chunks.read();
+        let first = (block / CHUNK_BLOCKS) as usize;
+        for (number, chunk) in chunks.iter().enumerate().skip(first) {
+            let Some(chunk) = chunk else { continue };
+            let base = number as u64 * CHUNK_BLOCKS;
+            let from = block.max(base);
+            let is_there =
+                |block: &u64| chunk.resident[(block - base) as usize].load(Ordering::Acquire) != 0;
+            if let Some(found) = (from..base + CHUNK_BLOCKS).find(is_there) {
+                return Some(found);
+            }
+        }
+        None
+    }
+
+    /// Bytes of `pages` that are resident, and that are verified as well.
+    pub fn count(&self, pages: &Pages) -> (u64, u64) {
+        let (mut resident, mut verified) = (0, 0);
+        let mut next = pages.start / PAGES_PER_BLOCK;
+        while let Some(block) = self.next_resident(next)
+            && block * PAGES_PER_BLOCK < pages.end
+        {
+            let base = block * PAGES_PER_BLOCK;
+            let part = pages.start.max(base)..pages.end.min(base + PAGES_PER_BLOCK);
+            let mask = masks(&part).map(|(_, mask)| mask).next().unwrap_or(0);
+            let there = self.resident_in(block) & mask;
+            resident += u64::from(there.count_ones());
+            verified += u64::from((there & !self.unverified_in(block)).count_ones());
+            next = block + 1;
+        }
+        (resident * PAGE_BYTES, verified * PAGE_BYTES)
+    }
+
     /// The stamp of the chunks that `pages` lie in, at most two for requests up to 64 MiB.
     pub fn stamp(&self, pages: &Pages) -> Stamp {
         let first = pages.start / PAGES_PER_BLOCK;
@@ -290,6 +325,19 @@ mod tests {
         assert_eq!(map.state(&(16..40)), State::Ready);
         assert_eq!(map.resident_bytes(), 24 * PAGE_BYTES);
         assert_eq!(map.clear(&(0..u64::MAX)), 24);
+    }
+
+    #[test]
+    fn resident_blocks_are_found_and_counted() {
+        let map = PageMap::default();
+        assert_eq!(map.next_resident(0), None);
+        map.set(&(20..24), true);
+        map.set(&(40_000..40_020), false);
+        assert_eq!(map.next_resident(0), Some(1));
+        assert_eq!(map.next_resident(2), Some(2500));
+        assert_eq!(map.next_resident(2502), None);
+        assert_eq!(map.count(&(0..100_000)), (24 * PAGE_BYTES, 4 * PAGE_BYTES));
+        assert_eq!(map.count(&(22..40_001)), (3 * PAGE_BYTES, 2 * PAGE_BYTES));
     }
 
     #[test]

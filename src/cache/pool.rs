@@ -17,16 +17,40 @@ use crate::module::{Heat, Key};
 use crate::store::{ImageId, Validator};
 
 use super::device::Device;
-use super::entry::Entry;
+use super::entry::{Entry, Written};
 use super::head::{Head, UNTRUSTED};
 use super::status::PoolStatus;
 use super::version::is_settled;
-use super::{Error, PAGE_BYTES, recovery};
+use super::{Error, PAGE_BYTES, PAGES_PER_BLOCK, Pages, recovery};
 
 /// Blocks looked at for one eviction before an insert goes without room.
 const VICTIM_TRIES: usize = 64;
 /// Bits of a key that number the block.
 const BLOCK_BITS: u32 = 40;
+
+/// Space promised on a device; given back when dropped.
+pub struct Room {
+    device: Arc<Device>,
+    bytes: u64,
+}
+
+impl Room {
+    /// Takes `bytes` of it away, or what there is.
+    pub fn split(&mut self, bytes: u64) -> Room {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        Room {
+            device: self.device.clone(),
+            bytes,
+        }
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.device.release(self.bytes);
+    }
+}
 
 /// All cache devices and the images on them.
 pub struct Pool {
@@ -136,6 +160,29 @@ impl Pool {
         self.entries.iter().map(|entry| entry.clone()).collect()
     }
 
+    /// Makes room for `bytes` of `entry` as an insert does, but takes none of the image's own `pages` for
+    /// it; `None` where there is none but by that.
+    pub fn room_beside(&self, entry: &Entry, pages: &Pages, bytes: u64) -> Option<Room> {
+        let own = |key: Key| {
+            let first = block_of(key) * PAGES_PER_BLOCK;
+            key == entry.key(block_of(key)) && pages.contains(&first.max(pages.start))
+        };
+        let device = &entry.device;
+        (device.usable() && self.make_room_beside(device, bytes, own)).then(|| Room {
+            device: device.clone(),
+            bytes,
+        })
+    }
+
+    /// As [`Pool::insert`], where the room was made before.
+    pub fn insert_into(&self, room: &Room, entry: &Entry, era: u64, first: u64, bytes: &[u8]) {
+        debug_assert!(Arc::ptr_eq(&room.device, &entry.device));
+        match entry.insert(era, first, bytes) {
+            Ok(()) => entry.device.report_ok(),
+            Err(error) => entry.report(&error),
+        }
+    }
+
     /// Inserts fetched pages, if there is room and the version is still `era`.
     pub fn insert(&self, entry: &Entry, era: u64, first: u64, bytes: &[u8]) {
         let insert = || entry.insert(era, first, bytes);
@@ -144,18 +191,15 @@ impl Pool {
 
     /// Follows a write that the store has taken; see [`Entry::overwrite`]. When flash fails the pages
     /// are dropped: the store has them.
-    pub fn overwrite(
-        &self,
-        entry: &Entry,
-        offset_bytes: u64,
-        len_bytes: u64,
-        size_bytes: u64,
-        buffer: &mut Buffer,
-    ) {
-        let pages = super::pages_touched(offset_bytes, len_bytes);
+    pub fn overwrite(&self, entry: &Entry, written: &Written, buffer: &mut Buffer) {
+        let pages = super::pages_touched(written.offset_bytes, written.len_bytes);
         let bytes = (pages.end - pages.start) * PAGE_BYTES;
-        let room = self.make_room(&entry.device, bytes);
-        let done = entry.overwrite(offset_bytes, len_bytes, size_bytes, buffer, room);
+        let room = written.admit && self.make_room(&entry.device, bytes);
+        let written = Written {
+            admit: room,
+            ..*written
+        };
+        let done = entry.overwrite(&written, buffer);
         if room {
             entry.device.release(bytes);
         }
@@ -182,9 +226,14 @@ impl Pool {
 
     /// Evicts until `bytes` fit and promises them; false when they cannot be made to fit.
     fn make_room(&self, device: &Device, bytes: u64) -> bool {
+        self.make_room_beside(device, bytes, |_| false)
+    }
+
+    /// As [`Pool::make_room`]; ends where the module would give up a block that `stays`.
+    fn make_room_beside(&self, device: &Device, bytes: u64, stays: impl Fn(Key) -> bool) -> bool {
         let mut tries = VICTIM_TRIES + bytes as usize / super::BLOCK_BYTES as usize;
         while !device.try_reserve(bytes) {
-            if tries == 0 || !self.evict_one(device) {
+            if tries == 0 || !self.evict_one(device, &stays) {
                 return false;
             }
             tries -= 1;
@@ -194,14 +243,18 @@ impl Pool {
 
     /// Brings a device under its limit, after the limit was lowered.
     fn shrink(&self, device: &Device) {
-        while !device.within_limit() && self.evict_one(device) {}
+        while !device.within_limit() && self.evict_one(device, &|_| false) {}
     }
 
-    /// Evicts one block; false when there is none.
-    fn evict_one(&self, device: &Device) -> bool {
+    /// Evicts one block; false when there is none, or it is one that `stays`.
+    fn evict_one(&self, device: &Device, stays: &impl Fn(Key) -> bool) -> bool {
         let Some(key) = device.module.lock().victim(self) else {
             return false;
         };
+        if stays(key) {
+            device.module.lock().inserted(key);
+            return false;
+        }
         if let Some(entry) = self.of_key(key)
             && !entry.evict(block_of(key))
         {

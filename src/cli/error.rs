@@ -52,6 +52,10 @@ pub enum Error {
     UnknownImage(PathBuf),
     #[error("the daemon of {} does not run any more: mount it again with the same command, or give it up with umount -l", .0.display())]
     DeadDaemon(PathBuf),
+    #[error("{} is the mount point itself: name an image below it", .0.display())]
+    NotAnImage(PathBuf),
+    #[error("{}: {message}", path.display())]
+    NotDone { path: PathBuf, message: String },
     #[error("{}: {error}; is it stopped, or too busy?", mountpoint.display())]
     NoAnswer {
         mountpoint: PathBuf,

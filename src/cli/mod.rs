@@ -3,11 +3,14 @@
 
 pub mod background;
 pub mod error;
+pub mod evict;
+pub mod image;
 pub mod logging;
 pub mod mount;
 pub mod signals;
 pub mod status;
 pub mod table;
+pub mod warm;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -32,6 +35,8 @@ struct Arguments {
 enum Command {
     Mount(Box<mount::Mount>),
     Status(status::Status),
+    Warm(warm::Warm),
+    Evict(evict::Evict),
 }
 
 /// Does what the arguments ask (the first is the program's name). The error is one sentence.
@@ -43,6 +48,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode, Er
     match parsed.command {
         Command::Mount(mount) => mount.run(),
         Command::Status(status) => status.run(),
+        Command::Warm(warm) => warm.run(),
+        Command::Evict(evict) => evict.run(),
     }
 }
 

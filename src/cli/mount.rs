@@ -18,7 +18,7 @@ use clap::Args;
 
 use super::{Error, background, logging, signals};
 use crate::cache::Pool;
-use crate::config::units::{Size, Span};
+use crate::config::units::{Size, SizeOrOff, Span};
 use crate::config::{CacheSpec, Config, Settings};
 use crate::control::{Daemon, Server};
 use crate::image::Images;
@@ -103,6 +103,10 @@ pub struct Mount {
     /// Let a store operation fail with EIO after this [default: 10min]
     #[arg(long, value_name = "TIME")]
     store_deadline: Option<Span>,
+    /// Let sequential reads and writes longer than this go around the cache: 256M, or off
+    /// [default: 64M]
+    #[arg(long, value_name = "SIZE")]
+    stream_bypass: Option<SizeOrOff>,
     /// Make the store slower: add this to every operation
     #[arg(long, value_name = "TIME")]
     simulate_latency: Option<Span>,
@@ -134,6 +138,7 @@ impl Mount {
             cache: self.cache,
             read_only: self.read_only.then_some(true),
             store_deadline: self.store_deadline,
+            stream_bypass: self.stream_bypass,
             simulate_latency: self.simulate_latency,
             simulate_bandwidth: self.simulate_bandwidth,
             simulate_once: self.simulate_once,
@@ -162,7 +167,13 @@ fn serve(mut config: Config) -> Result<ExitCode, Error> {
     let local = store.is_local();
     let images =
         Images::new(&config, executor.clone(), pool.clone(), local).map_err(Error::Start)?;
-    let daemon = Daemon::new(&config, executor.clone(), pool.clone(), images.clone());
+    let daemon = Daemon::new(
+        &config,
+        store.clone(),
+        executor.clone(),
+        pool.clone(),
+        images.clone(),
+    );
     let server = Server::start(&config.control_socket, Arc::new(daemon))?;
 
     // Closing files of a store that hangs may hang: these stay open until the process is gone.

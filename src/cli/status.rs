@@ -136,11 +136,11 @@ fn inode_of(path: PathBuf) -> Option<u64> {
     told.recv_timeout(LOOK_UP_DEADLINE).ok()?
 }
 
-fn dead(mountpoint: &Path) -> Error {
+pub(super) fn dead(mountpoint: &Path) -> Error {
     Error::DeadDaemon(mountpoint.to_path_buf())
 }
 
-fn not_answered(mountpoint: &Path, error: ClientError) -> Error {
+pub(super) fn not_answered(mountpoint: &Path, error: ClientError) -> Error {
     match error {
         ClientError::NobodyListens(_) => dead(mountpoint),
         error => Error::NoAnswer {

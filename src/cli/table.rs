@@ -104,7 +104,7 @@ fn row(image: &ImageStatus) -> [String; 11] {
 }
 
 /// Bytes with three digits or so: `512 B`, `1.5 MiB`, `200 GiB`.
-fn size(bytes: u64) -> String {
+pub fn size(bytes: u64) -> String {
     let mut value = bytes as f64;
     let mut unit = "B";
     for larger in UNITS {

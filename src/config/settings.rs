@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::store_user::StoreUser;
-use super::units::{LogLevel, Size, Span};
+use super::units::{LogLevel, Size, SizeOrOff, Span};
 use super::{CacheSpec, Error};
 
 /// Where the configuration of a mount point is looked for.
@@ -21,6 +21,7 @@ pub struct Settings {
     pub read_only: Option<bool>,
     pub store_deadline: Option<Span>,
     pub readahead: Option<Size>,
+    pub stream_bypass: Option<SizeOrOff>,
     pub write_buffer: Option<Size>,
     pub store_threads: Option<usize>,
     pub fuse_threads: Option<usize>,
@@ -50,6 +51,7 @@ impl Settings {
             read_only: self.read_only.or(file.read_only),
             store_deadline: self.store_deadline.or(file.store_deadline),
             readahead: self.readahead.or(file.readahead),
+            stream_bypass: self.stream_bypass.or(file.stream_bypass),
             write_buffer: self.write_buffer.or(file.write_buffer),
             store_threads: self.store_threads.or(file.store_threads),
             fuse_threads: self.fuse_threads.or(file.fuse_threads),
@@ -125,13 +127,14 @@ mod tests {
     #[test]
     fn every_documented_key_is_read() {
         let text = "cache = [\"/flash0@200G\"]\nread-only = true\nstore-deadline = \"10min\"\n\
-            readahead = \"8M\"\nwrite-buffer = \"64M\"\nstore-threads = 8\nfuse-threads = 2\n\
+            readahead = \"8M\"\nstream-bypass = \"off\"\nwrite-buffer = \"64M\"\nstore-threads = 8\nfuse-threads = 2\n\
             portable-session = true\nio-uring = false\n\
             store-user = \"0:0\"\ncontrol-uids = [107]\nlog-level = \"warn\"\n\
             simulate-latency = \"2ms\"\nsimulate-bandwidth = \"100M\"\nsimulate-once = \"/x\"\n";
         let settings = parse(Path::new("/x/vms.toml"), text).expect("accepted");
         assert_eq!(settings.cache.len(), 1);
         assert_eq!(settings.control_uids, Some(vec![107]));
+        assert_eq!(settings.stream_bypass, Some(SizeOrOff(None)));
         assert_eq!(settings.log_level, Some(LogLevel(log::LevelFilter::Warn)));
     }
 

@@ -11,6 +11,11 @@ use serde::Deserialize;
 #[serde(try_from = "String")]
 pub struct Size(pub u64);
 
+/// Bytes as in [`Size`], or `off`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct SizeOrOff(pub Option<u64>);
+
 /// A length of time: `us`, `ms`, `s`, `min` or `h`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
@@ -65,6 +70,20 @@ impl FromStr for Size {
                 "`{text}` is not a size; write for example 512M or 200G"
             ))
         })
+    }
+}
+
+impl FromStr for SizeOrOff {
+    type Err = Unparsable;
+
+    fn from_str(text: &str) -> Result<SizeOrOff, Unparsable> {
+        match (text, size(text)) {
+            ("off", _) => Ok(SizeOrOff(None)),
+            (_, Some(bytes)) => Ok(SizeOrOff(Some(bytes))),
+            _ => Err(Unparsable(format!(
+                "`{text}` is not a size; write for example 64M, or off"
+            ))),
+        }
     }
 }
 
@@ -160,7 +179,7 @@ macro_rules! from_text {
         }
     )*};
 }
-from_text!(Size, Span, LogLevel);
+from_text!(Size, SizeOrOff, Span, LogLevel);
 
 #[cfg(test)]
 mod tests {
@@ -173,6 +192,13 @@ mod tests {
         assert_eq!("512M".parse(), Ok(Size(512 << 20)));
         assert_eq!("200G".parse(), Ok(Size(200 << 30)));
         assert_eq!("2TiB".parse(), Ok(Size(2 << 40)));
+    }
+
+    #[test]
+    fn a_size_may_be_off() {
+        assert_eq!("off".parse(), Ok(SizeOrOff(None)));
+        assert_eq!("64M".parse(), Ok(SizeOrOff(Some(64 << 20))));
+        assert!("no".parse::<SizeOrOff>().is_err());
     }
 
     #[test]

@@ -1,14 +1,18 @@
-//! The command line's side of the control socket: one request, one answer, one deadline.
+//! The command line's side of the control socket: one request, one answer, one deadline; or an answer
+//! line by line, where each line has its deadline and the caller may stop listening.
 
+use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::body::Bytes;
-use hyper::{Request, StatusCode};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use tokio::net::UnixStream;
 
 use super::model::{Failure, MountStatus};
@@ -17,6 +21,12 @@ use crate::image::status::ImageStatus;
 /// An answer longer than this is refused; some 100,000 images fit.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
+/// The first line of an answer waits for the store, whose deadline is 10 min unless configured.
+const FIRST_LINE_DEADLINE: Duration = Duration::from_secs(3600);
+/// Between two lines: the daemon tells how far it is several times a second.
+const LINE_DEADLINE: Duration = Duration::from_secs(30);
+/// How often a caller who wants to stop is looked for.
+const STOP_INTERVAL: Duration = Duration::from_millis(50);
 /// How long a daemon that drops connections is given to end.
 const ENDING_TRIES: usize = 20;
 const ENDING_PAUSE: Duration = Duration::from_millis(50);
@@ -32,6 +42,10 @@ pub enum ClientError {
     Connection { path: PathBuf, error: io::Error },
     #[error("the daemon answered {status}: {message}")]
     Refused { status: StatusCode, message: String },
+    #[error("{0}")]
+    NotDone(String),
+    #[error("interrupted")]
+    Stopped,
     #[error("the daemon's answer is not understood: {0}; is it of another version?")]
     Answer(String),
 }
@@ -60,20 +74,79 @@ pub fn image(
     }
 }
 
+/// Tells the image at this path below the mount point to do something, and gives every JSON object of the
+/// answer to `line` as it comes. Hangs up when `stop` is set: the daemon then stops as well.
+pub fn act(
+    socket: &Path,
+    name: &str,
+    verb: &str,
+    body: &Value,
+    stop: &AtomicBool,
+    line: impl FnMut(Value),
+) -> Result<(), ClientError> {
+    let resource = format!("/v1/images/{}/{verb}", percent_encoded(name));
+    let acting = async {
+        let response = send(socket, Method::POST, &resource, body.to_string());
+        let response = until(response, FIRST_LINE_DEADLINE, stop).await??;
+        if response.status() != StatusCode::OK {
+            let (status, body) = whole(response).await?;
+            return Err(ClientError::NotDone(message_of(status, &body)));
+        }
+        each_line(response.into_body(), stop, line).await
+    };
+    runtime(socket)?.block_on(acting)
+}
+
+async fn each_line(
+    mut body: Incoming,
+    stop: &AtomicBool,
+    mut line: impl FnMut(Value),
+) -> Result<(), ClientError> {
+    let broken = |error: hyper::Error| ClientError::Answer(error.to_string());
+    let mut text: Vec<u8> = Vec::new();
+    while let Some(frame) = until(body.frame(), LINE_DEADLINE, stop).await? {
+        let frame = frame.map_err(broken)?;
+        text.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
+        while let Some(end) = text.iter().position(|byte| *byte == b'\n') {
+            line(parse(&text[..end])?);
+            text.drain(..=end);
+        }
+        if text.len() > ANSWER_BYTES_MAX {
+            return Err(ClientError::Answer("a line does not end".into()));
+        }
+    }
+    match text.is_empty() {
+        true => Ok(()),
+        false => parse(&text).map(line),
+    }
+}
+
+/// Waits for `coming`, at most `deadline` and only until `stop` is set.
+async fn until<T>(
+    coming: impl Future<Output = T>,
+    deadline: Duration,
+    stop: &AtomicBool,
+) -> Result<T, ClientError> {
+    let mut coming = std::pin::pin!(coming);
+    let begun = tokio::time::Instant::now();
+    loop {
+        if stop.load(Ordering::Relaxed) {
+            return Err(ClientError::Stopped);
+        }
+        match tokio::time::timeout(STOP_INTERVAL, &mut coming).await {
+            Ok(came) => return Ok(came),
+            Err(_) if begun.elapsed() >= deadline => return Err(ClientError::Deadline(deadline)),
+            Err(_) => {}
+        }
+    }
+}
+
 fn get(
     socket: &Path,
     resource: &str,
     deadline: Duration,
 ) -> Result<(StatusCode, Bytes), ClientError> {
-    let failed = |error| ClientError::Connection {
-        path: socket.to_path_buf(),
-        error,
-    };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(failed)?;
-    runtime.block_on(async {
+    runtime(socket)?.block_on(async {
         match tokio::time::timeout(deadline, exchange_or_nobody(socket, resource)).await {
             Ok(answer) => answer,
             Err(_) => Err(ClientError::Deadline(deadline)),
@@ -102,6 +175,26 @@ async fn exchange_or_nobody(
 }
 
 async fn exchange(socket: &Path, resource: &str) -> Result<(StatusCode, Bytes), ClientError> {
+    whole(send(socket, Method::GET, resource, String::new()).await?).await
+}
+
+fn runtime(socket: &Path) -> Result<tokio::runtime::Runtime, ClientError> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| ClientError::Connection {
+            path: socket.to_path_buf(),
+            error,
+        })
+}
+
+/// Sends a request; the answer's head.
+async fn send(
+    socket: &Path,
+    method: Method,
+    resource: &str,
+    body: String,
+) -> Result<Response<Incoming>, ClientError> {
     let failed = |error: hyper::Error| ClientError::Connection {
         path: socket.to_path_buf(),
         error: io::Error::other(error),
@@ -111,11 +204,17 @@ async fn exchange(socket: &Path, resource: &str) -> Result<(StatusCode, Bytes), 
         .await
         .map_err(failed)?;
     tokio::spawn(connection);
-    let request = Request::get(resource)
+    let request = Request::builder()
+        .method(method)
+        .uri(resource)
         .header("host", "flashside")
-        .body(Empty::<Bytes>::new())
+        .body(Full::new(Bytes::from(body)))
         .map_err(|error| ClientError::Answer(error.to_string()))?;
-    let response = sender.send_request(request).await.map_err(failed)?;
+    sender.send_request(request).await.map_err(failed)
+}
+
+/// The whole of an answer.
+async fn whole(response: Response<Incoming>) -> Result<(StatusCode, Bytes), ClientError> {
     let status = response.status();
     let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect();
     let body = body
@@ -141,11 +240,17 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ClientError> {
 }
 
 fn refused(status: StatusCode, body: &[u8]) -> ClientError {
-    let message = match serde_json::from_slice::<Failure>(body) {
-        Ok(failure) => failure.error,
-        Err(_) => String::from_utf8_lossy(body).into_owned(),
-    };
+    let message = message_of(status, body);
     ClientError::Refused { status, message }
+}
+
+/// What the daemon says of a request it did not do.
+fn message_of(status: StatusCode, body: &[u8]) -> String {
+    match serde_json::from_slice::<Failure>(body) {
+        Ok(failure) => failure.error,
+        Err(_) if body.is_empty() => status.to_string(),
+        Err(_) => String::from_utf8_lossy(body).into_owned(),
+    }
 }
 
 /// For a URL path: everything but letters, digits, `-._~` and `/` becomes `%XX`.

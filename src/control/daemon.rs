@@ -1,12 +1,16 @@
-//! The daemon as `status` sees it: asks the rooms below what they know, none of which waits.
+//! The daemon as the control socket sees it: asks the rooms below what they know, none of which waits,
+//! and hands on what images are told to do.
 
 use std::sync::Arc;
 
 use super::Source;
+use super::actions::Actions;
 use super::model::{MountStatus, StoreState, path_text};
+use super::request::{Reply, Request};
 use crate::cache::Pool;
 use crate::config::Config;
 use crate::image::Images;
+use crate::store::Store;
 use crate::store::executor::{Executor, Health};
 
 /// The parts of a running mount.
@@ -16,11 +20,13 @@ pub struct Daemon {
     executor: Arc<Executor>,
     pool: Arc<Pool>,
     images: Arc<Images>,
+    actions: Actions,
 }
 
 impl Daemon {
     pub fn new(
         config: &Config,
+        store: Arc<dyn Store>,
         executor: Arc<Executor>,
         pool: Arc<Pool>,
         images: Arc<Images>,
@@ -28,6 +34,7 @@ impl Daemon {
         Daemon {
             mountpoint: path_text(&config.mountpoint),
             store: path_text(&config.store),
+            actions: Actions::new(config, store, executor.clone(), images.clone()),
             executor,
             pool,
             images,
@@ -49,5 +56,8 @@ impl Source for Daemon {
             pool: self.pool.status(),
             images: self.images.status(),
         }
+    }
+    fn act(&self, request: Request, reply: Reply) {
+        self.actions.act(request, reply);
     }
 }

@@ -5,7 +5,7 @@ use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -34,11 +34,14 @@ pub fn mountpoints() -> io::Result<Vec<PathBuf>> {
 }
 
 /// The mount that holds `path`. Looks the path up as written first, so that nothing below a mount is
-/// touched; only a path outside every mount is followed through its symbolic links.
+/// touched; only a path outside every mount, or one with `..`, is followed through its symbolic links.
 pub fn place_of(path: &Path) -> io::Result<Option<Place>> {
     let mountpoints = mountpoints()?;
     let absolute = std::path::absolute(path)?;
-    if let Some(place) = longest_prefix(&mountpoints, &absolute) {
+    let goes_up = absolute
+        .components()
+        .any(|part| part == Component::ParentDir);
+    if !goes_up && let Some(place) = longest_prefix(&mountpoints, &absolute) {
         return Ok(Some(place));
     }
     Ok(match fs::canonicalize(&absolute) {

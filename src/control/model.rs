@@ -40,6 +40,23 @@ pub struct Version {
     pub version: String,
 }
 
+/// The body of `POST /v1/images/PATH/warm`: which bytes of the image; all without it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WarmRequest {
+    pub from_bytes: u64,
+    /// Without it, the end of the image.
+    pub to_bytes: Option<u64>,
+}
+
+/// The answer to `POST /v1/images/PATH/evict`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Evicted {
+    pub evicted_bytes: u64,
+    /// Still on flash: pinned, dirty, or read again meanwhile.
+    pub left_bytes: u64,
+}
+
 /// The body of every answer that is not a success.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {

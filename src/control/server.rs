@@ -25,6 +25,7 @@ use tokio::sync::oneshot;
 
 use super::Source;
 use super::model::{Failure, Version};
+use super::request::{Reply, Request};
 
 /// Why there is no control socket.
 #[derive(Debug, thiserror::Error)]
@@ -125,7 +126,7 @@ fn router(source: Arc<dyn Source>) -> Router {
     Router::new()
         .route("/v1/version", get(|| async { Json(Version::own()) }))
         .route("/v1/status", get(status))
-        .route("/v1/images/{*name}", get(image))
+        .route("/v1/images/{*name}", get(image).post(act))
         .fallback(|| async { failure(StatusCode::NOT_FOUND, "there is no such resource".into()) })
         .with_state(source)
 }
@@ -144,13 +145,52 @@ async fn image(State(source): State<Arc<dyn Source>>, UrlPath(name): UrlPath<Str
     }
 }
 
+/// `POST /v1/images/NAME/VERB`; the body is JSON or nothing.
+async fn act(
+    State(source): State<Arc<dyn Source>>,
+    UrlPath(resource): UrlPath<String>,
+    body: axum::body::Bytes,
+) -> Response {
+    let Some((image, verb)) = resource.rsplit_once('/') else {
+        return failure(StatusCode::NOT_FOUND, "there is no such resource".into());
+    };
+    let body = match body.is_empty() {
+        true => Ok(serde_json::Value::Object(serde_json::Map::new())),
+        false => serde_json::from_slice(&body),
+    };
+    let body = match body {
+        Ok(body) => body,
+        Err(error) => {
+            let error = format!("the body of {verb} is not JSON: {error}");
+            return failure(StatusCode::BAD_REQUEST, error);
+        }
+    };
+    let request = Request {
+        image: image.into(),
+        verb: verb.into(),
+        body,
+    };
+    let (reply, answered) = Reply::new();
+    source.act(request, reply);
+    match answered.await {
+        Ok(answer) => answer.into_response(),
+        Err(_) => failure(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "the daemon dropped the request; try again".into(),
+        ),
+    }
+}
+
 fn failure(status: StatusCode, error: String) -> Response {
     (status, Json(Failure { error })).into_response()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicBool;
     use std::time::Duration;
+
+    use serde_json::json;
 
     use super::*;
     use crate::control::client::{self, ClientError};
@@ -170,6 +210,22 @@ mod tests {
                 mountpoint: "/srv/vms".into(),
                 images: vec![image],
                 ..MountStatus::default()
+            }
+        }
+
+        fn act(&self, request: Request, reply: Reply) {
+            let said = json!({"image": request.image, "body": request.body});
+            match request.verb.as_str() {
+                "echo" => reply.done(&said),
+                "count" => {
+                    let lines = reply.lines();
+                    std::thread::spawn(move || {
+                        (0..3).for_each(|n| lines.tell(&json!({"n": n})));
+                        lines.end(&said);
+                    });
+                }
+                "drop" => drop(reply),
+                _ => reply.fail(StatusCode::NOT_FOUND, "there is no such verb"),
             }
         }
     }
@@ -194,6 +250,31 @@ mod tests {
             client::status(&path, SOON),
             Err(ClientError::NobodyListens(_))
         ));
+    }
+
+    #[test]
+    fn an_image_is_told_what_to_do_and_answers_at_once_line_by_line_or_not_at_all() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("mount.sock");
+        let _server = Server::start(&path, Arc::new(Fixed)).expect("started");
+        let act = |verb: &str| {
+            let body = json!({"min": "2G"});
+            let mut lines = Vec::new();
+            let stop = AtomicBool::new(false);
+            client::act(&path, "dir/my disk%.img", verb, &body, &stop, |line| {
+                lines.push(line);
+            })
+            .map(|()| lines)
+        };
+        let said = json!({"image": "dir/my disk%.img", "body": {"min": "2G"}});
+        assert_eq!(act("echo").expect("answered"), vec![said.clone()]);
+        let lines = act("count").expect("answered");
+        let numbers = [json!({"n": 0}), json!({"n": 1}), json!({"n": 2}), said];
+        assert_eq!(lines, numbers);
+        for (verb, words) in [("drop", "dropped the request"), ("fly", "no such verb")] {
+            let error = act(verb).expect_err("refused").to_string();
+            assert!(error.contains(words), "{error}");
+        }
     }
 
     #[test]

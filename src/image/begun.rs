@@ -4,12 +4,13 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::cache::{Hit, PAGE_BYTES, Pages, pages_touched};
+use crate::cache::{Hit, PAGE_BYTES, pages_touched};
 
 use super::ReadDone;
 use super::counters::add;
 use super::handle::Handle;
 use super::miss::ReadBytes;
+use super::read::{Follow, SlowRead};
 
 /// How a read goes on.
 pub enum Begun {
@@ -27,7 +28,7 @@ pub struct PendingRead {
     handle: Arc<Handle>,
     offset_bytes: u64,
     len_bytes: usize,
-    ahead: Pages,
+    follow: Follow,
 }
 
 impl Handle {
@@ -46,7 +47,7 @@ impl Handle {
             handle: self.clone(),
             offset_bytes,
             len_bytes,
-            ahead: self.follow_stream(offset_bytes, len_bytes as u64, &pages),
+            follow: self.follow_stream(offset_bytes, len_bytes as u64, &pages),
         };
         let hit = match self.has_kept(&pages) {
             true => None,
@@ -76,7 +77,7 @@ impl PendingRead {
     /// It was answered from the hit.
     pub fn served(self) {
         add(&self.handle.image.counters.read_hits, 1);
-        self.handle.read_ahead(self.ahead);
+        self.handle.read_ahead(&self.follow);
     }
 
     /// Answers with what was read ahead and kept, or by verifying and fetching.
@@ -86,7 +87,7 @@ impl PendingRead {
         let kept = handle.read_kept(self.offset_bytes, self.len_bytes, &pages, done);
         let Some(done) = kept else {
             add(&handle.image.counters.read_hits, 1);
-            return handle.read_ahead(self.ahead);
+            return handle.read_ahead(&self.follow);
         };
         let parked = handle
             .image
@@ -95,7 +96,13 @@ impl PendingRead {
                 Ok(bytes) => done(Ok(ReadBytes::bytes(&bytes))),
                 Err(error) => done(Err(error)),
             });
-        handle.read_slowly(self.offset_bytes, self.len_bytes, pages, parked);
-        handle.read_ahead(self.ahead);
+        handle.read_slowly(SlowRead {
+            offset_bytes: self.offset_bytes,
+            len_bytes: self.len_bytes,
+            pages,
+            around: self.follow.around.then_some(self.follow.stream),
+            parked,
+        });
+        handle.read_ahead(&self.follow);
     }
 }

@@ -13,18 +13,19 @@
 //! `state` is held for bookkeeping only, after the lanes' state.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
 use crate::cache::pagemap::State;
-use crate::cache::{PAGE_BYTES, Pages};
+use crate::cache::{PAGE_BYTES, Pages, Room};
 use crate::io::Buffer;
+use crate::store::executor::Ticket;
 use crate::store::{Error, Result, StoreFile};
 
 use super::Image;
 use super::counters::add;
-use super::handle::Handle;
+use super::kept::Keep;
 use super::lanes::overlap;
 use super::miss::Miss;
 
@@ -47,6 +48,8 @@ pub fn blocks_max(fetching_bytes: usize) -> u64 {
 pub struct Fetch {
     /// What is read.
     pub pages: Pages,
+    /// The cache takes the bytes; not so for a stream that goes around it.
+    fill: AtomicBool,
     state: Mutex<FetchState>,
 }
 
@@ -57,23 +60,52 @@ struct FetchState {
     bytes: Option<Arc<Buffer>>,
     /// The version of the image that the bytes belong to.
     era: Option<u64>,
+    /// A guest waits for it.
+    urgent: bool,
+    /// Its job, where that is of a lower class.
+    ticket: Option<Ticket>,
     /// Nothing more comes: who found the fetch in the table before it left is too late.
     ended: bool,
 }
 
 impl Fetch {
-    /// A fetch of `pages`, of which `poisoned` are being written.
-    pub fn new(pages: Pages, poisoned: Vec<Pages>) -> Fetch {
+    /// A fetch of `pages`, of which `poisoned` are being written; the cache takes its bytes if `fill`.
+    pub fn new(pages: Pages, poisoned: Vec<Pages>, fill: bool) -> Fetch {
         Fetch {
             pages,
+            fill: AtomicBool::new(fill),
             state: Mutex::new(FetchState {
                 poisoned,
                 waiters: Vec::new(),
                 bytes: None,
                 era: None,
+                urgent: false,
+                ticket: None,
                 ended: false,
             }),
         }
+    }
+
+    /// The cache takes the bytes, whoever the fetch was begun for.
+    pub fn want_fill(&self) {
+        self.fill.store(true, Ordering::Release);
+    }
+
+    /// A guest waits now; gives the job to put first, if there is one of a lower class.
+    pub fn hurry(&self) -> Option<Ticket> {
+        let mut state = self.state.lock();
+        state.urgent = true;
+        state.ticket.take()
+    }
+
+    /// Its job of a lower class; gives it back where a guest waits already.
+    pub fn begun_as(&self, ticket: Ticket) -> Option<Ticket> {
+        let mut state = self.state.lock();
+        if state.urgent {
+            return Some(ticket);
+        }
+        state.ticket = Some(ticket);
+        None
     }
 
     /// A write has come that touches `pages`.
@@ -155,6 +187,15 @@ impl Fetch {
     }
 }
 
+/// What comes with a fetch, and what becomes of it.
+#[derive(Default)]
+pub struct Purpose {
+    /// It is kept for this stream.
+    pub keep: Option<Keep>,
+    /// There is room in the cache for it already.
+    pub room: Option<Room>,
+}
+
 /// A registered fetch; unregisters itself when dropped, and fails those who still wait.
 pub struct Registered {
     image: Arc<Image>,
@@ -176,9 +217,8 @@ impl Registered {
         registered
     }
 
-    /// Reads the store through `file` and does steps 2 to 5; with `keep_for`, that handle is about to read
-    /// the bytes. Blocks.
-    pub fn run(mut self, file: &dyn StoreFile, keep_for: Option<&Handle>) -> Result<()> {
+    /// Reads the store through `file` and does steps 2 to 5. Blocks.
+    pub fn run(mut self, file: &dyn StoreFile, purpose: Purpose) -> Result<()> {
         let pages = self.fetch.pages.clone();
         let era = self.image.entry().map(|entry| entry.era());
         let len = self.fetch.len_bytes();
@@ -206,25 +246,35 @@ impl Registered {
             miss.deliver(&wanted, pages.start, &buffer);
         }
         if let Some(era) = era {
-            self.fill(era, &buffer);
+            self.fill(era, &buffer, purpose.room.as_ref());
         }
         drop(buffer);
-        self.kept = keep_for.is_some_and(|handle| handle.keep(&self.fetch));
+        self.kept = purpose.keep.is_some_and(|keep| {
+            let handle = keep.handle.clone();
+            handle.keep(&self.fetch, keep)
+        });
         Ok(())
     }
 
     /// Step 4.
-    fn fill(&self, era: u64, buffer: &Buffer) {
+    fn fill(&self, era: u64, buffer: &Buffer, room: Option<&Room>) {
         let Some(entry) = self.image.entry() else {
             return;
         };
+        if !self.fetch.fill.load(Ordering::Acquire) {
+            return;
+        }
+        let pool = self.image.pool();
         let (_lane, granted) = self.image.lanes.fill(|| self.fetch.unpoisoned());
         for run in granted {
             for run in missing_runs(&run, |page| entry.state(&(page..page + 1))) {
                 let begin = ((run.start - self.fetch.pages.start) * PAGE_BYTES) as usize;
                 let end = ((run.end - self.fetch.pages.start) * PAGE_BYTES) as usize;
                 let bytes = &buffer.bytes()[begin..end];
-                self.image.pool().insert(&entry, era, run.start, bytes);
+                match room {
+                    Some(room) => pool.insert_into(room, &entry, era, run.start, bytes),
+                    None => pool.insert(&entry, era, run.start, bytes),
+                }
             }
         }
         self.image.changed();

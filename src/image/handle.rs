@@ -15,11 +15,11 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::cache::{Entry, Pages, pages_touched};
+use crate::cache::{Entry, Pages, Written, pages_touched};
 use crate::io::Buffer;
 use crate::store::{Error, ImageId, Result, StoreFile};
 
@@ -27,19 +27,33 @@ use super::budget::Permit;
 use super::counters::add;
 use super::kept::Kept;
 use super::lanes::Lane;
-use super::stream::Stream;
+use super::stream::Streams;
 use super::{Done, Image};
 
 /// One open of an image.
 pub struct Handle {
     pub(super) image: Arc<Image>,
     pub(super) file: Arc<dyn StoreFile>,
-    pub(super) stream: Mutex<Stream>,
-    /// What was read ahead for it.
+    /// What it reads one after the other.
+    pub(super) streams: Mutex<Streams>,
+    /// What it writes one after the other.
+    write_streams: Mutex<Streams>,
+    /// What was read ahead for it, and how many.
     pub(super) kept: Mutex<VecDeque<Kept>>,
+    pub(super) kept_count: AtomicUsize,
     /// Written since the last flush through this handle.
     wrote: AtomicBool,
     released: AtomicBool,
+}
+
+/// A write on its way.
+struct Write {
+    offset_bytes: u64,
+    len_bytes: u64,
+    /// It belongs to a long stream: pages that are not on flash are not put there.
+    around: bool,
+    buffer: Buffer,
+    permit: Permit,
 }
 
 impl Handle {
@@ -47,8 +61,10 @@ impl Handle {
         Handle {
             image,
             file,
-            stream: Mutex::default(),
+            streams: Mutex::default(),
+            write_streams: Mutex::default(),
             kept: Mutex::default(),
+            kept_count: AtomicUsize::new(0),
             wrote: AtomicBool::new(false),
             released: AtomicBool::new(false),
         }
@@ -93,21 +109,30 @@ impl Handle {
         let mut buffer = self.image.buffers().take(cover);
         buffer.bytes_mut()[begin..begin + data.len()].copy_from_slice(data);
         let parked = self.image.store_executor().park("write", done);
+        let policy = &self.image.shared.streams;
+        let advice = (self.write_streams.lock()).follow(offset_bytes, len_bytes, policy);
+        let write = Write {
+            offset_bytes,
+            len_bytes,
+            around: advice.around,
+            buffer,
+            permit,
+        };
         let this = self.clone();
         self.image.lanes.enter(pages, move |lane| {
-            parked.run(move || this.write_now(lane, offset_bytes, len_bytes, buffer, permit));
+            parked.run(move || this.write_now(lane, write));
         });
     }
 
     /// Steps 2 to 5. Blocks.
-    fn write_now(
-        &self,
-        lane: Lane,
-        offset_bytes: u64,
-        len_bytes: u64,
-        mut buffer: Buffer,
-        permit: Permit,
-    ) -> Result<()> {
+    fn write_now(&self, lane: Lane, write: Write) -> Result<()> {
+        let Write {
+            offset_bytes,
+            len_bytes,
+            around,
+            mut buffer,
+            permit,
+        } = write;
         let begin = (offset_bytes % crate::cache::PAGE_BYTES) as usize;
         let end = begin + len_bytes as usize;
         let counters = &self.image.counters;
@@ -118,8 +143,13 @@ impl Handle {
             add(&counters.store_write_bytes, len_bytes);
             let size_bytes = image.grow_to(offset_bytes + len_bytes);
             if let Some(entry) = entry {
-                let pool = image.pool();
-                pool.overwrite(entry, offset_bytes, len_bytes, size_bytes, &mut buffer);
+                let written = Written {
+                    offset_bytes,
+                    len_bytes,
+                    size_bytes,
+                    admit: !around,
+                };
+                image.pool().overwrite(entry, &written, &mut buffer);
             }
             Ok(())
         });

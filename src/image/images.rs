@@ -19,6 +19,7 @@ use super::counters::Counters;
 use super::fetch::FETCH_BLOCKS_MAX;
 use super::handle::Handle;
 use super::status::ImageStatus;
+use super::stream::Policy;
 
 /// Large buffers kept for reuse.
 const BUFFERS_KEPT: usize = 16;
@@ -35,7 +36,10 @@ pub(super) struct Shared {
     pub buffers: BufferPool,
     pub budget: Arc<Budget>,
     pub store_is_local: bool,
-    pub readahead_max_bytes: u64,
+    /// How far streams read ahead, and when they go around the cache.
+    pub streams: Policy,
+    /// The mount ends: work that nobody waits for stops.
+    pub ending: AtomicBool,
     pub ahead_fetches: AtomicUsize,
     pub fetching_bytes: AtomicUsize,
     pub kept_bytes: AtomicUsize,
@@ -104,7 +108,11 @@ impl Images {
                 config.store_deadline,
             ),
             store_is_local,
-            readahead_max_bytes: config.readahead_max_bytes,
+            streams: Policy {
+                window_max_bytes: config.readahead_max_bytes,
+                around_bytes: config.stream_bypass_bytes.unwrap_or(u64::MAX),
+            },
+            ending: AtomicBool::new(false),
             ahead_fetches: AtomicUsize::new(0),
             fetching_bytes: AtomicUsize::new(0),
             kept_bytes: AtomicUsize::new(0),

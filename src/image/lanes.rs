@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::cache::{Pages, blocks_of};
+use crate::cache::{PAGES_PER_BLOCK, Pages, blocks_of};
 
 use super::fetch::Fetch;
 
@@ -105,6 +105,11 @@ impl Lanes {
         forget_fetch(&mut state.kept, fetch);
     }
 
+    /// Lets nobody find what is kept any more.
+    pub fn hide_kept(&self) {
+        self.state.lock().kept.clear();
+    }
+
     /// The kept fetch that brought `block`.
     pub fn kept(&self, block: u64) -> Option<Arc<Fetch>> {
         self.state.lock().kept.get(&block).cloned()
@@ -153,6 +158,18 @@ impl State {
                 .filter_map(|block| self.fetches.get(&block))
                 .for_each(|fetch| fetch.poison(pages));
         }
+    }
+
+    /// The kept fetch that has all of `pages`, one block or less, as they are now in the version `era`, and
+    /// its bytes.
+    pub fn kept_bytes(
+        &self,
+        pages: &Pages,
+        era: Option<u64>,
+    ) -> Option<(Arc<Fetch>, Arc<crate::io::Buffer>)> {
+        let fetch = self.kept.get(&(pages.start / PAGES_PER_BLOCK))?;
+        let bytes = fetch.bytes_of(pages, era)?;
+        Some((fetch.clone(), bytes))
     }
 
     /// The pages that writes have or wait for, for a fetch that begins now.

@@ -17,10 +17,13 @@ mod images;
 mod kept;
 mod lanes;
 mod miss;
+mod open;
+mod plan;
 mod read;
 mod settle;
 pub mod status;
 mod stream;
+mod warm;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -42,6 +45,7 @@ pub use handle::Handle;
 pub use images::Images;
 use images::Shared;
 use lanes::Lanes;
+pub use open::OpenImage;
 
 /// What an operation ends with; called exactly once, from any thread.
 pub type Done<T> = Box<dyn FnOnce(Result<T, Error>) + Send>;
@@ -118,10 +122,6 @@ impl Image {
 
     fn store_is_local(&self) -> bool {
         self.shared.store_is_local
-    }
-
-    fn readahead_max_bytes(&self) -> u64 {
-        self.shared.readahead_max_bytes
     }
 
     /// Bytes of all fetches that are begun.

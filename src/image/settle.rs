@@ -88,6 +88,7 @@ impl Images {
     /// Settles everything, for a clean stop; waits at most `deadline`, less while the store hangs, then
     /// the rest is left for the next mount to sort out.
     pub fn shutdown(self: &Arc<Self>, deadline: Duration) -> Result<()> {
+        self.shared.ending.store(true, Ordering::Release);
         let begun = Instant::now();
         loop {
             self.tend_once(true);

@@ -34,3 +34,36 @@ pub struct ImageStatus {
     /// Pages whose bytes on flash did not match their checksum.
     pub checksum_mismatches: u64,
 }
+
+/// How far the warming of an image is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WarmStatus {
+    /// To be warmed: whole blocks.
+    pub total_bytes: u64,
+    /// Of these on flash and verified.
+    pub ready_bytes: u64,
+    /// Of these on flash.
+    pub resident_bytes: u64,
+    /// Read from the store for it.
+    pub fetched_bytes: u64,
+    /// Why it ended; nothing while it goes on.
+    pub end: Option<WarmEnd>,
+    pub error: Option<String>,
+}
+
+/// Why warming ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WarmEnd {
+    Complete,
+    /// The cache is full of what must stay.
+    Full,
+    /// The caller hung up, or the mount ends.
+    Interrupted,
+    /// The store failed.
+    Store,
+    /// The cache device failed.
+    Flash,
+    /// Guests write to it faster than it gets whole.
+    Busy,
+}

@@ -40,13 +40,9 @@ impl Callers {
 
     /// The daemon itself (or the store user): for what no caller asked for.
     pub fn own(&self) -> Caller {
-        self.store_user.clone().unwrap_or_else(|| Caller {
-            // SAFETY: these two calls take nothing and cannot fail.
-            uid: unsafe { libc::geteuid() },
-            // SAFETY: as above.
-            gid: unsafe { libc::getegid() },
-            groups: self.no_groups.clone(),
-        })
+        self.store_user
+            .clone()
+            .unwrap_or_else(|| Caller::daemon(None))
     }
 }
 

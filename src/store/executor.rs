@@ -8,11 +8,17 @@
 //! what it borrowed until the kernel lets go; when every thread hangs and the queue is full, jobs
 //! fail at once. One watcher thread looks after all waits; it sleeps while nothing is pending.
 //!
+//! Guests' work goes first: every job has a [`Class`], and the queue ([`queue`]) sees to it that work
+//! nobody waits for never takes all threads.
+//!
 //! # Locking
 //! `queue` and `pending` are never held together, nor while a closure runs.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+mod parked;
+mod queue;
+mod watch;
+
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -21,11 +27,11 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use super::{Error, Result};
+pub use parked::Parked;
+use parked::{Answer, Cell, Done, Fallback};
+use queue::Queue;
+pub use queue::{Class, Ticket};
 
-/// How often the watcher looks while jobs are pending.
-const WATCH_INTERVAL: Duration = Duration::from_millis(250);
-/// Failing is logged this often at most.
-const FAILING_LINE_INTERVAL: Duration = Duration::from_secs(10);
 /// Stack of a worker; store calls recurse nowhere.
 const STACK_BYTES: usize = 512 * 1024;
 
@@ -34,7 +40,7 @@ const STACK_BYTES: usize = 512 * 1024;
 pub struct Limits {
     /// Threads at most; each may be inside one blocking call.
     pub threads_max: usize,
-    /// Jobs waiting for a thread at most; past it jobs fail with [`Error::Overloaded`].
+    /// Jobs of one class waiting for a thread at most; past it jobs fail with [`Error::Overloaded`].
     pub queue_max: usize,
     /// A job older than this is logged once.
     pub warn_after: Duration,
@@ -79,57 +85,11 @@ struct Shared {
     closing: AtomicBool,
 }
 
-struct Queue {
-    jobs: VecDeque<Job>,
-    threads: usize,
-    idle: usize,
-}
-
-type Job = Box<dyn FnOnce() + Send>;
-
 struct Pending {
     what: &'static str,
     begun: Instant,
     warned: bool,
     answer: Arc<dyn Answer>,
-}
-
-/// The part of a job that the watcher can end.
-trait Answer: Send + Sync {
-    fn expire(&self, after: Duration);
-    fn fall_back(&self);
-}
-
-type Done<T> = Box<dyn FnOnce(Result<T>) + Send>;
-type Fallback<T> = Box<dyn FnOnce() -> Option<T> + Send>;
-
-struct Cell<T> {
-    done: Mutex<Option<Done<T>>>,
-    fallback: Mutex<Option<Fallback<T>>>,
-    expired: AtomicBool,
-}
-
-impl<T> Cell<T> {
-    fn answer(&self, result: Result<T>) {
-        let done = self.done.lock().take();
-        if let Some(done) = done {
-            done(result);
-        }
-    }
-}
-
-impl<T: Send> Answer for Cell<T> {
-    fn expire(&self, after: Duration) {
-        self.expired.store(true, Ordering::Release);
-        self.answer(Err(Error::Deadline(after.as_secs())));
-    }
-
-    fn fall_back(&self) {
-        let fallback = self.fallback.lock().take();
-        if let Some(value) = fallback.and_then(|fallback| fallback()) {
-            self.answer(Ok(value));
-        }
-    }
 }
 
 impl Executor {
@@ -139,11 +99,7 @@ impl Executor {
             shared: Arc::new(Shared {
                 name,
                 limits,
-                queue: Mutex::new(Queue {
-                    jobs: VecDeque::new(),
-                    threads: 0,
-                    idle: 0,
-                }),
+                queue: Mutex::new(Queue::new(&limits)),
                 work_ready: Condvar::new(),
                 pending: Mutex::new(BTreeMap::new()),
                 watcher_wanted: Condvar::new(),
@@ -179,6 +135,25 @@ impl Executor {
         done: impl FnOnce(Result<T>) + Send + 'static,
     ) {
         self.enqueue(what, Box::new(work), Box::new(done), None);
+    }
+
+    /// As [`Executor::submit`], for work of another class than a guest's.
+    pub fn submit_as<T: Send + 'static>(
+        &self,
+        class: Class,
+        what: &'static str,
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+        done: impl FnOnce(Result<T>) + Send + 'static,
+    ) -> Ticket {
+        let parked = self.register(what, Box::new(done), None);
+        let ticket = Ticket(parked.id);
+        parked.run_as(class, work);
+        ticket
+    }
+
+    /// A guest waits for this job now: if it still queues, it goes on as a guest's.
+    pub fn promote(&self, ticket: Ticket) {
+        self.shared.promote(ticket);
     }
 
     /// As [`Executor::submit`]; while the store hangs, `fallback` answers instead if it can.
@@ -242,11 +217,7 @@ impl Executor {
         fallback: Option<Fallback<T>>,
     ) -> Parked<T> {
         let shared = &self.shared;
-        let cell = Arc::new(Cell {
-            done: Mutex::new(Some(done)),
-            fallback: Mutex::new(fallback),
-            expired: AtomicBool::new(false),
-        });
+        let cell = Arc::new(Cell::new(done, fallback));
         let id = shared.next_id.fetch_add(1, Ordering::Relaxed);
         shared.pending.lock().insert(
             id,
@@ -270,48 +241,6 @@ impl Executor {
     }
 }
 
-/// A wait that is registered and whose work is not begun. Dropped without an answer it ends with EIO.
-pub struct Parked<T: Send + 'static> {
-    shared: Arc<Shared>,
-    what: &'static str,
-    id: u64,
-    cell: Arc<Cell<T>>,
-}
-
-impl<T: Send + 'static> Parked<T> {
-    /// Runs `work` on a thread and answers with its result; drops it unrun if the deadline has passed.
-    pub fn run(self, work: impl FnOnce() -> Result<T> + Send + 'static) {
-        let shared = self.shared.clone();
-        let shared_in_job = shared.clone();
-        let job = Box::new(move || {
-            if self.cell.expired.load(Ordering::Acquire) {
-                return;
-            }
-            let result = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
-                log::error!("a {} operation panicked; its caller gets EIO", self.what);
-                Err(Error::from_errno(libc::EIO))
-            });
-            shared_in_job.note(self.what, result.as_ref().err());
-            self.answer(result);
-        });
-        if let Err(job) = shared.push(job) {
-            drop(job); // with the parked wait inside, which answers
-        }
-    }
-
-    /// Answers without work.
-    pub fn answer(self, result: Result<T>) {
-        self.cell.answer(result);
-    }
-}
-
-impl<T: Send + 'static> Drop for Parked<T> {
-    fn drop(&mut self) {
-        self.shared.pending.lock().remove(&self.id);
-        self.cell.answer(Err(Error::Overloaded));
-    }
-}
-
 impl Drop for Executor {
     fn drop(&mut self) {
         self.shared.closing.store(true, Ordering::Release);
@@ -324,143 +253,85 @@ impl Drop for Executor {
 }
 
 impl Shared {
-    /// Queues a job; gives it back when the queue is full.
-    fn push(self: &Arc<Self>, job: Job) -> std::result::Result<(), Job> {
-        let mut queue = self.queue.lock();
-        if queue.jobs.len() >= self.limits.queue_max {
-            return Err(job);
-        }
-        queue.jobs.push_back(job);
-        if queue.idle > 0 {
-            self.work_ready.notify_one();
-        }
-        if queue.jobs.len() > queue.idle && queue.threads < self.limits.threads_max {
-            queue.threads += 1;
-            let number = queue.threads;
-            drop(queue);
-            self.spawn(number);
-        }
-        Ok(())
-    }
-
-    fn spawn(self: &Arc<Self>, number: usize) {
-        let shared = self.clone();
-        let spawned = thread::Builder::new()
-            .name(format!("{}-{number}", self.name))
-            .stack_size(STACK_BYTES)
-            .spawn(move || shared.work());
-        if let Err(error) = spawned {
-            log::warn!("cannot start a {} thread: {error}", self.name);
-            self.queue.lock().threads -= 1;
-        }
-    }
-
-    fn work(self: Arc<Self>) {
-        let mut queue = self.queue.lock();
-        loop {
-            if let Some(job) = queue.jobs.pop_front() {
-                drop(queue);
-                job();
-                self.completed_ms.store(self.now_ms(), Ordering::Relaxed);
-                queue = self.queue.lock();
-            } else if self.closing.load(Ordering::Acquire) {
-                queue.threads -= 1;
-                return;
-            } else {
-                queue.idle += 1;
-                self.work_ready.wait(&mut queue);
-                queue.idle -= 1;
-            }
-        }
-    }
-
     fn now_ms(&self) -> u64 {
         u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
+}
 
-    fn watch(&self) {
-        while !self.closing.load(Ordering::Acquire) {
-            {
-                let mut pending = self.pending.lock();
-                if pending.is_empty() {
-                    self.set_hanging(false);
-                    self.watcher_asleep.store(true, Ordering::Release);
-                    self.watcher_wanted.wait(&mut pending);
-                    self.watcher_asleep.store(false, Ordering::Release);
-                }
-            }
-            thread::sleep(WATCH_INTERVAL);
-            self.look();
-        }
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    fn executor(threads_max: usize) -> Executor {
+        Executor::new(
+            "test",
+            Limits {
+                threads_max,
+                queue_max: 64,
+                warn_after: Duration::MAX,
+                fallback_after: Duration::MAX,
+                deadline: Duration::MAX,
+            },
+        )
     }
 
-    /// One round of the watcher: who warns, who falls back, whose time is up.
-    fn look(&self) {
-        let now = Instant::now();
-        let since_completion = self
-            .now_ms()
-            .saturating_sub(self.completed_ms.load(Ordering::Relaxed));
-        let mut late = Vec::new();
-        let mut fall_back = Vec::new();
-        let mut hanging = false;
-        {
-            let mut pending = self.pending.lock();
-            for job in pending.values_mut() {
-                let age = now.duration_since(job.begun);
-                if age < self.limits.fallback_after {
-                    break; // in order of submission: the rest is younger
-                }
-                if u128::from(since_completion) >= self.limits.fallback_after.as_millis() {
-                    hanging = true;
-                    fall_back.push(job.answer.clone());
-                }
-                if age >= self.limits.warn_after && !job.warned {
-                    job.warned = true;
-                    log::debug!("{} has waited {} s for the store", job.what, age.as_secs());
-                }
-                if age >= self.limits.deadline {
-                    late.push(job.answer.clone());
-                }
-            }
-        }
-        self.set_hanging(hanging);
-        fall_back.iter().for_each(|answer| answer.fall_back());
-        late.iter()
-            .for_each(|answer| answer.expire(self.limits.deadline));
-    }
-
-    /// Takes the end of a call into account: one log line when failing begins, at most every
-    /// [`FAILING_LINE_INTERVAL`].
-    fn note(&self, what: &str, error: Option<&Error>) {
-        let failure = error.filter(|error| error.tells_of_the_store());
-        let Some(error) = failure else {
-            if error.is_none() && self.failing.load(Ordering::Relaxed) {
-                self.failing.store(false, Ordering::Relaxed);
-            }
-            return;
+    /// Fills the executor's only thread until the sender is dropped.
+    fn block(executor: &Executor) -> mpsc::Sender<()> {
+        let (go_on, wait) = mpsc::channel::<()>();
+        let (begun, has_begun) = mpsc::channel();
+        let work = move || {
+            let _ = begun.send(());
+            let _ = wait.recv();
+            Ok(())
         };
-        let was_failing = self.failing.swap(true, Ordering::Relaxed);
-        let now = self.now_ms().max(1);
-        let told = self.told_failing_ms.load(Ordering::Relaxed);
-        let due = told == 0 || u128::from(now - told.min(now)) >= FAILING_LINE_INTERVAL.as_millis();
-        if !was_failing && due {
-            self.told_failing_ms.store(now, Ordering::Relaxed);
-            log::warn!("the {} answers with errors: {what}: {error}", self.name);
-        }
+        executor.submit("block", work, |_| ());
+        has_begun.recv().expect("it begins");
+        go_on
     }
 
-    /// One log line when the store stops answering and one when it is back.
-    fn set_hanging(&self, hanging: bool) {
-        if self.hanging.swap(hanging, Ordering::Relaxed) != hanging {
-            if hanging {
-                log::warn!(
-                    "the {} does not answer: cached data is served, the rest waits up to {} s",
-                    self.name,
-                    self.limits.deadline.as_secs()
-                );
-            } else {
-                log::info!("the {} answers again", self.name);
-            }
+    #[test]
+    fn jobs_run_by_class_and_a_promoted_one_runs_as_a_guests() {
+        let executor = executor(1);
+        let go_on = block(&executor);
+        let (tell, told) = mpsc::channel();
+        let submit = |class, name: &'static str| {
+            let tell = tell.clone();
+            let work = move || {
+                let _ = tell.send(name);
+                Ok(())
+            };
+            executor.submit_as(class, "job", work, |_| ())
+        };
+        submit(Class::Warm, "warm");
+        let wanted = submit(Class::Warm, "warm, but a guest came");
+        submit(Class::Ahead, "ahead");
+        submit(Class::Guest, "guest");
+        executor.promote(wanted);
+        drop((go_on, tell));
+        let order: Vec<_> = told.iter().take(4).collect();
+        let want = ["guest", "warm, but a guest came", "ahead", "warm"];
+        assert_eq!(order, want);
+    }
+
+    #[test]
+    fn background_work_leaves_a_thread_to_guests() {
+        let executor = executor(4);
+        let (go_on, wait) = mpsc::channel::<()>();
+        let wait = Arc::new(Mutex::new(wait));
+        for class in [Class::Ahead, Class::Warm].repeat(20) {
+            let wait = wait.clone();
+            let work = move || {
+                let _ = wait.lock().recv();
+                Ok(())
+            };
+            executor.submit_as(class, "slow", work, |_| ());
         }
+        let (tell, told) = mpsc::channel();
+        executor.submit("guest", || Ok(()), move |_| tell.send(()).expect("told"));
+        let answered = told.recv_timeout(Duration::from_secs(10));
+        drop(go_on);
+        assert!(answered.is_ok(), "the guest waits for background work");
     }
 }

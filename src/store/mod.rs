@@ -32,6 +32,21 @@ pub struct Caller {
     pub groups: Arc<[u32]>,
 }
 
+impl Caller {
+    /// The daemon itself, or the store user (uid, gid) where there is one: for what no caller of the
+    /// mount asked for.
+    pub fn daemon(store_user: Option<(u32, u32)>) -> Caller {
+        // SAFETY: these two calls take nothing and cannot fail.
+        let (uid, gid) =
+            store_user.unwrap_or_else(|| unsafe { (libc::geteuid(), libc::getegid()) });
+        Caller {
+            uid,
+            gid,
+            groups: Arc::new([]),
+        }
+    }
+}
+
 /// What an image is, whatever it is called: the inode number and a tag that differs between two
 /// uses of the same number (from the file handle, which holds the generation, or the birth time).
 /// Stable across renames, remounts and hosts that see the same store.

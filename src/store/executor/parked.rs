@@ -1,0 +1,107 @@
+//! A wait for something an executor does: registered with a deadline, answered exactly once, by the work,
+//! by the watcher, or by being dropped.
+//!
+//! # Locking
+//! `done` and `fallback` are held to take what is in them, not while it runs.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use super::{Class, Error, Result, Shared, Ticket};
+
+/// The part of a job that the watcher can end.
+pub(super) trait Answer: Send + Sync {
+    fn expire(&self, after: Duration);
+    fn fall_back(&self);
+}
+
+pub(super) type Done<T> = Box<dyn FnOnce(Result<T>) + Send>;
+pub(super) type Fallback<T> = Box<dyn FnOnce() -> Option<T> + Send>;
+
+pub(super) struct Cell<T> {
+    done: Mutex<Option<Done<T>>>,
+    fallback: Mutex<Option<Fallback<T>>>,
+    expired: AtomicBool,
+}
+
+impl<T> Cell<T> {
+    pub fn new(done: Done<T>, fallback: Option<Fallback<T>>) -> Cell<T> {
+        Cell {
+            done: Mutex::new(Some(done)),
+            fallback: Mutex::new(fallback),
+            expired: AtomicBool::new(false),
+        }
+    }
+
+    fn answer(&self, result: Result<T>) {
+        let done = self.done.lock().take();
+        if let Some(done) = done {
+            done(result);
+        }
+    }
+}
+
+impl<T: Send> Answer for Cell<T> {
+    fn expire(&self, after: Duration) {
+        self.expired.store(true, Ordering::Release);
+        self.answer(Err(Error::Deadline(after.as_secs())));
+    }
+
+    fn fall_back(&self) {
+        let fallback = self.fallback.lock().take();
+        if let Some(value) = fallback.and_then(|fallback| fallback()) {
+            self.answer(Ok(value));
+        }
+    }
+}
+
+/// A wait that is registered and whose work is not begun. Dropped without an answer it ends with EIO.
+pub struct Parked<T: Send + 'static> {
+    pub(super) shared: Arc<Shared>,
+    pub(super) what: &'static str,
+    pub(super) id: u64,
+    pub(super) cell: Arc<Cell<T>>,
+}
+
+impl<T: Send + 'static> Parked<T> {
+    /// Runs `work` on a thread and answers with its result; drops it unrun if the deadline has passed.
+    pub fn run(self, work: impl FnOnce() -> Result<T> + Send + 'static) {
+        self.run_as(Class::Guest, work);
+    }
+
+    pub(super) fn run_as(self, class: Class, work: impl FnOnce() -> Result<T> + Send + 'static) {
+        let ticket = Ticket(self.id);
+        let shared = self.shared.clone();
+        let shared_in_job = shared.clone();
+        let job = Box::new(move || {
+            if self.cell.expired.load(Ordering::Acquire) {
+                return;
+            }
+            let result = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
+                log::error!("a {} operation panicked; its caller gets EIO", self.what);
+                Err(Error::from_errno(libc::EIO))
+            });
+            shared_in_job.note(self.what, result.as_ref().err());
+            self.answer(result);
+        });
+        if let Err(job) = shared.push(class, ticket, job) {
+            drop(job); // with the parked wait inside, which answers
+        }
+    }
+
+    /// Answers without work.
+    pub fn answer(self, result: Result<T>) {
+        self.cell.answer(result);
+    }
+}
+
+impl<T: Send + 'static> Drop for Parked<T> {
+    fn drop(&mut self) {
+        self.shared.pending.lock().remove(&self.id);
+        self.cell.answer(Err(Error::Overloaded));
+    }
+}
