@@ -9,6 +9,7 @@ pub mod cache_device;
 pub mod check;
 pub mod error;
 pub mod mountinfo;
+pub mod rules;
 pub mod settings;
 pub mod socket;
 pub mod store_user;
@@ -19,7 +20,8 @@ use std::time::Duration;
 
 pub use cache_device::{CacheDevice, CacheSpec};
 pub use error::Error;
-pub use settings::Settings;
+pub use rules::Rules;
+pub use settings::{Passthrough, Settings};
 
 /// A store operation fails after this unless configured.
 const STORE_DEADLINE_DEFAULT: Duration = Duration::from_secs(600);
@@ -72,6 +74,10 @@ pub struct Config {
     pub control_uids: Vec<u32>,
     /// Run store operations as this user and group instead of the caller.
     pub store_user: Option<(u32, u32)>,
+    /// False: no image is opened on the passthrough plane.
+    pub passthrough: bool,
+    /// Settings of images by name.
+    pub rules: Rules,
     /// What is logged where RUST_LOG does not say.
     pub log_level: log::LevelFilter,
     pub simulate: Simulate,
@@ -136,6 +142,8 @@ impl Config {
             io_uring: settings.io_uring.unwrap_or(true),
             control_uids: settings.control_uids.clone().unwrap_or_default(),
             store_user: settings.store_user.map(|user| (user.uid, user.gid)),
+            passthrough: settings.passthrough != Some(Passthrough::Off),
+            rules: Rules::new(settings.rule.clone()),
             log_level: settings
                 .log_level
                 .map_or(log::LevelFilter::Info, |level| level.0),

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use flashside::cache::status::{DeviceStatus, PoolStatus};
 use flashside::control::model::MountStatus;
-use flashside::image::status::ImageStatus;
+use flashside::image::status::{ImageStatus, PlaneStatus};
 use serde_json::Value;
 
 #[test]
@@ -20,7 +20,10 @@ fn real() -> BTreeSet<String> {
             devices: vec![DeviceStatus::default()],
             ..PoolStatus::default()
         },
-        images: vec![ImageStatus::default()],
+        images: vec![ImageStatus {
+            planes: vec![PlaneStatus::default()],
+            ..ImageStatus::default()
+        }],
         ..MountStatus::default()
     };
     let mut names = BTreeSet::new();

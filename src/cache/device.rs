@@ -22,8 +22,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{CacheDevice, mountinfo};
 use crate::io::{ALIGN_BYTES, Buffer, DirectFile, file};
-use crate::module::Module;
 use crate::module::s3fifo::S3Fifo;
+use crate::module::{Heat, Module};
 
 use super::status::DeviceStatus;
 use super::witness::Witness;
@@ -38,6 +38,10 @@ const RETRY_AFTER: Duration = Duration::from_secs(10);
 /// A daemon that is ending has its last images settled by then.
 const ENDING_WAIT_MAX: Duration = Duration::from_secs(40);
 const ENDING_POLL: Duration = Duration::from_millis(50);
+/// Part of the limit that is never held, so that other images find room: one in this many bytes.
+const UNHELD_SHARE: u64 = 10;
+/// The same on small devices, in bytes.
+const UNHELD_BYTES_MIN: u64 = 4 << 20;
 /// Part of the filesystem that always stays free: one in this many bytes.
 const FREE_SHARE: u64 = 10;
 
@@ -58,9 +62,13 @@ pub struct Device {
     allocated_bytes: AtomicI64,
     /// Bytes promised to inserts under way.
     reserved_bytes: AtomicU64,
+    /// Bytes of images that are held.
+    held_bytes: AtomicU64,
     health: Mutex<Health>,
     suspect: AtomicBool,
     pub(super) module: Mutex<Box<dyn Module>>,
+    /// Blocks in the module's queues whose image is gone.
+    stale_blocks: AtomicU64,
     /// Proof that nothing was lost since the last run, if this system has one.
     pub witness: Option<Witness>,
     /// True when the witness of the last run still fits.
@@ -92,9 +100,11 @@ impl Device {
             limit_bytes: config.limit_bytes,
             allocated_bytes: AtomicI64::new(0),
             reserved_bytes: AtomicU64::new(0),
+            held_bytes: AtomicU64::new(0),
             health: Mutex::default(),
             suspect: AtomicBool::new(false),
             module: Mutex::new(Box::new(S3Fifo::default())),
+            stale_blocks: AtomicU64::new(0),
             witness: None,
             unbroken: false,
             _lock: None,
@@ -226,6 +236,17 @@ impl Device {
         }
     }
 
+    /// An image is gone with `blocks` of its blocks in the module's queues. They are swept out when a
+    /// quarter of all is stale: deleted images must not fill the queues, and walking them takes time.
+    pub fn note_stale(&self, blocks: u64, heat: &dyn Heat) {
+        let stale = self.stale_blocks.fetch_add(blocks, Ordering::Relaxed) + blocks;
+        let mut module = self.module.lock();
+        if stale > 0 && stale * 4 >= module.len() as u64 {
+            module.sweep(heat);
+            self.stale_blocks.store(0, Ordering::Relaxed);
+        }
+    }
+
     /// Changes the count of allocated bytes.
     pub fn charge(&self, bytes: i64) {
         self.allocated_bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -244,6 +265,21 @@ impl Device {
         }
         self.release(bytes);
         false
+    }
+
+    /// Allows `bytes` to be held if others keep enough room; [`Device::end_hold`] ends it.
+    pub(super) fn try_hold(&self, bytes: u64) -> bool {
+        let unheld = (self.limit_bytes / UNHELD_SHARE).max(UNHELD_BYTES_MIN);
+        let holdable = self.limit_bytes.saturating_sub(unheld);
+        let more = |held: u64| Some(held + bytes).filter(|held| *held <= holdable);
+        self.held_bytes
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, more)
+            .is_ok()
+    }
+
+    /// So many bytes are held no longer.
+    pub(super) fn end_hold(&self, bytes: u64) {
+        self.held_bytes.fetch_sub(bytes, Ordering::AcqRel);
     }
 
     /// Ends a promise: the bytes are now allocated and charged, or not needed.

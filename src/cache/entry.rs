@@ -11,7 +11,7 @@
 //! - Drop: bits in memory, then the records, then the hole.
 //!
 //! Which insert may happen at all, and in which order with writes and discards, is decided above, in
-//! the image; here only eviction and inserts are kept apart ([`super::claims`]).
+//! the image; here only inserts, eviction and verification are kept apart ([`super::claims`]).
 //!
 //! # Locking
 //! `files` is held to clone an `Arc`. One lock is held across I/O: `creating`, while the four files of an
@@ -35,6 +35,7 @@ use super::commit::Gate;
 use super::device::Device;
 use super::doubt::Doubt;
 use super::head::{Head, HeadFile};
+use super::hold::Holds;
 use super::pagemap::{PageMap, State};
 use super::records::{Record, Records, page_bytes, page_sum};
 use super::version::Version;
@@ -74,6 +75,7 @@ pub struct Entry {
     pub(super) device: Arc<Device>,
     pub(super) map: PageMap,
     pub(super) claims: Claims,
+    pub(super) holds: Holds,
     pub(super) files: RwLock<Option<Arc<Files>>>,
     pub(super) creating: Mutex<()>,
     pub(super) version: Version,
@@ -106,6 +108,7 @@ impl Entry {
             device,
             map: PageMap::default(),
             claims: Claims::default(),
+            holds: Holds::default(),
             files: RwLock::new(None),
             creating: Mutex::new(()),
             gate: Gate::new(seq),
@@ -251,7 +254,11 @@ impl Entry {
         let _claim = self.claims.share(blocks_of(&pages));
         let pass = self.gate.enter();
         // Asked inside the gate: whoever drops the version waits for those inside, and keeps others out.
-        if self.disowned.load(Ordering::Acquire) || self.era() != era || self.version.is_dropping()
+        // A held image is whole, so what comes for it is late.
+        if self.disowned.load(Ordering::Acquire)
+            || self.era() != era
+            || self.version.is_dropping()
+            || self.is_held()
         {
             return Err(io::Error::from_raw_os_error(libc::ENODEV));
         }
@@ -381,16 +388,19 @@ impl Entry {
             return Ok(());
         };
         for block in blocks_of(pages) {
-            let bits = self.map.unverified_in(block);
-            if bits != 0 {
-                self.verify_block(&files, block, bits)?;
+            if self.map.unverified_in(block) != 0 {
+                self.verify_block(&files, block)?;
             }
         }
         Ok(())
     }
 
-    fn verify_block(&self, files: &Files, block: u64, bits: u16) -> io::Result<()> {
+    fn verify_block(&self, files: &Files, block: u64) -> io::Result<()> {
+        // An insert between its bytes and their record would look like damage, and the hole punched for
+        // it would take the new bytes.
+        let _claim = self.claims.alone(block);
         let first = block * super::PAGES_PER_BLOCK;
+        let bits = self.map.unverified_in(block);
         let count = u64::from(16 - bits.leading_zeros());
         let pages = first..first + count;
         let stamp = self.map.stamp(&pages);
@@ -404,20 +414,17 @@ impl Entry {
             return Err(error);
         }
         let records = files.records.read(&pages)?;
-        if self.map.stamp(&pages) != stamp {
-            return Ok(()); // written or evicted meanwhile; whoever needs it asks again
+        if self.map.stamp(&pages).drops != stamp.drops {
+            return Ok(()); // dropped meanwhile; whoever needs it asks again
         }
         for (page, record) in pages.zip(records) {
-            if bits >> (page - first) & 1 == 0 {
-                continue;
-            }
             let sum = page_sum(page, page_bytes(buffer.bytes(), first, page));
-            if record.seq != 0 && record.sum == sum {
-                self.map.set_verified(&(page..page + 1));
-            } else {
+            let is_resident = bits >> (page - first) & 1 == 1;
+            if is_resident && (record.seq == 0 || record.sum != sum) {
                 self.mismatch(page);
             }
         }
+        self.map.set_verified(block);
         Ok(())
     }
 
@@ -442,10 +449,14 @@ impl Entry {
         let Some(files) = self.files() else {
             return;
         };
-        let dropped = files
-            .records
-            .zero(pages)
-            .and_then(|()| punch_pages(&files.data, pages));
+        let dropped =
+            files
+                .records
+                .zero(pages)
+                .and_then(|()| match self.void_when_released(pages) {
+                    true => Ok(()),
+                    false => punch_pages(&files.data, pages),
+                });
         self.charge(-((cleared * PAGE_BYTES) as i64));
         self.pending.store(true, Ordering::Release);
         if let Err(error) = dropped {
@@ -453,14 +464,18 @@ impl Entry {
         }
     }
 
-    /// Evicts one block; false when somebody is inserting into it right now.
+    /// Evicts one block; false when somebody is inserting into it right now, or the image is held.
     pub(super) fn evict(&self, block: u64) -> bool {
-        let Some(_claim) = self.claims.try_evict(block) else {
+        let Some(_claim) = self.claims.try_alone(block) else {
             return false;
         };
+        if self.is_held() {
+            return false;
+        }
         self.map.set_unqueued(block);
         let first = block * super::PAGES_PER_BLOCK;
         self.drop_pages(&(first..first + super::PAGES_PER_BLOCK));
+        self.map.release(block);
         true
     }
 
@@ -470,11 +485,15 @@ impl Entry {
     }
 
     /// Drops one block for good, without the module's asking; gives the bytes that were resident. 0 when
-    /// somebody is inserting into it right now. The module finds out when it comes across it.
+    /// somebody is inserting into it right now, or the image is held. The module finds out when it comes
+    /// across it.
     pub fn give_up(&self, block: u64) -> u64 {
         let Some(_claim) = self.claims.try_evict(block) else {
             return 0;
         };
+        if self.is_held() {
+            return 0;
+        }
         let bytes = u64::from(self.map.resident_in(block).count_ones()) * PAGE_BYTES;
         let first = block * super::PAGES_PER_BLOCK;
         self.drop_pages(&(first..first + super::PAGES_PER_BLOCK));
@@ -495,20 +514,18 @@ impl Entry {
     pub fn resize(&self, size_bytes: u64) {
         self.version.set_size(size_bytes);
         if let Some(files) = self.files()
-            && let Err(error) = files.data.set_len(data_len(size_bytes))
+            && let Err(error) = self.set_data_len(&files, size_bytes)
         {
             self.device.report(&error);
         }
     }
 
-    /// Takes over pages found at a mount; they are verified when first read.
-    pub(super) fn adopt(&self, runs: &[Pages]) {
+    /// Takes over the map of what was found at a mount, none of it verified.
+    pub(super) fn adopt(&mut self, map: PageMap) {
+        self.map = map;
         let mut module = self.device.module.lock();
-        for run in runs {
-            for block in self.map.set(run, false) {
-                module.inserted(self.key(block));
-            }
-        }
+        self.map
+            .each_queued(|block| module.inserted(self.key(block)));
         drop(module);
         self.recount();
         self.pending.store(true, Ordering::Release);
@@ -571,7 +588,7 @@ impl Entry {
 }
 
 /// Gives the space of pages back, as far as the file reaches.
-fn punch_pages(data: &DirectFile, pages: &Pages) -> io::Result<()> {
+pub(super) fn punch_pages(data: &DirectFile, pages: &Pages) -> io::Result<()> {
     let begin = pages.start * PAGE_BYTES;
     let end = pages.end.saturating_mul(PAGE_BYTES).min(data.len()?);
     match begin < end {
@@ -581,6 +598,6 @@ fn punch_pages(data: &DirectFile, pages: &Pages) -> io::Result<()> {
 }
 
 /// Length of the data file for an image of `size_bytes`: whole pages.
-fn data_len(size_bytes: u64) -> u64 {
+pub(super) fn data_len(size_bytes: u64) -> u64 {
     size_bytes.next_multiple_of(PAGE_BYTES)
 }

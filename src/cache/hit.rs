@@ -17,6 +17,8 @@ pub struct Hit {
     entry: Arc<Entry>,
     files: Arc<Files>,
     pages: Pages,
+    /// Of the pages' bytes, so many from the first on are wanted.
+    wanted_bytes: usize,
     drops: (u32, u32),
 }
 
@@ -31,6 +33,7 @@ impl Entry {
         Some(Hit {
             entry: self.clone(),
             files: self.files()?,
+            wanted_bytes: (offset_bytes % PAGE_BYTES) as usize + len_bytes,
             pages,
             drops,
         })
@@ -53,11 +56,12 @@ impl Hit {
         ((self.pages.end - self.pages.start) * PAGE_BYTES) as usize
     }
 
-    /// Asked after the read, with what it ended with: whether its bytes are the image's. Whole pages must
-    /// have come; what flash could not give is dropped.
+    /// Asked after the read, with what it ended with: whether its bytes are the image's. All that is wanted must
+    /// have come (the file of an image that is held may end within its last page); what flash could not give is
+    /// dropped.
     pub fn is_valid(&self, read: &io::Result<u32>) -> bool {
         match read {
-            Ok(got) if *got as usize == self.len_bytes() => {
+            Ok(got) if *got as usize >= self.wanted_bytes => {
                 self.entry.map.stamp(&self.pages).drops == self.drops
             }
             Ok(_) => {

@@ -4,6 +4,7 @@
 //! own offsets, the page records, the in-doubt marks and the head. The formats are in docs/FORMAT.md
 //! and at the head of the file that owns each. This room never talks to the store.
 
+mod chunk;
 pub mod claims;
 pub mod commit;
 pub mod device;
@@ -11,7 +12,10 @@ pub mod doubt;
 pub mod entry;
 pub mod head;
 pub mod hit;
+pub mod hold;
+pub mod orphan;
 pub mod pagemap;
+mod places;
 pub mod pool;
 pub mod records;
 pub mod recovery;
@@ -25,6 +29,7 @@ use std::path::PathBuf;
 
 pub use entry::{Entry, Written};
 pub use hit::Hit;
+pub use hold::{Held, NotHeld};
 pub use pool::{Pool, Room};
 pub use version::Validated;
 

@@ -1,50 +1,30 @@
 //! Which pages of an image are resident, in memory: bit tests for the fast lane.
 //!
-//! Five bytes per block, in chunks that exist only where something was ever resident. A page is
-//! *resident* when its bytes are in the cache file and *verified* when they came from this process
-//! or were checked against their record since the mount.
+//! Three bytes per block, in chunks ([`super::chunk`]) that exist only where something is resident or in
+//! a module's queue. A page is *resident* when its bytes are in the cache file. A block is *unverified*
+//! while some of its pages were found there at the mount and not checked against their records since;
+//! whatever comes from this process needs no check.
 //!
 //! # Invariants
 //! - A page is set only after its bytes are in the cache file.
 //! - Its bits are cleared, and the chunk's drop count raised, before its bytes are punched or
 //!   replaced by something a reader must not see. So a reader that takes a [`Stamp`], finds the bits
-//!   set, reads the file and finds the stamp unchanged has read valid bytes, without a lock.
+//!   set, reads the file and finds the stamp unchanged has read valid bytes, without holding a lock.
+//! - Counts only grow, also where a chunk is let go and made again: its place remembers them
+//!   ([`super::places`]), and letting go counts as a drop, because whoever cleared the last page may not
+//!   have counted it yet.
 //!
 //! # Locking
-//! `chunks` is held for lookups only.
+//! `places` is held for bit operations only, for writing only to make a chunk or to let one go. So a
+//! chunk that bits are being set in is not let go.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::RwLock;
 
+use super::chunk::{CHUNK_BLOCKS, CHUNK_PAGES, Chunk};
+use super::places::{Place, Places};
 use super::{PAGE_BYTES, PAGES_PER_BLOCK, Pages};
-
-/// Blocks a chunk covers: 64 MiB of the image.
-const CHUNK_BLOCKS: u64 = 1024;
-const HEAT_MASK: u8 = 0b11;
-/// The block is in a queue of the caching module.
-const QUEUED: u8 = 0b100;
-
-struct Chunk {
-    resident: [AtomicU16; CHUNK_BLOCKS as usize],
-    verified: [AtomicU16; CHUNK_BLOCKS as usize],
-    flags: [AtomicU8; CHUNK_BLOCKS as usize],
-    drops: AtomicU32,
-    writes: AtomicU32,
-}
-
-impl Chunk {
-    fn new() -> Chunk {
-        Chunk {
-            resident: [const { AtomicU16::new(0) }; CHUNK_BLOCKS as usize],
-            verified: [const { AtomicU16::new(0) }; CHUNK_BLOCKS as usize],
-            flags: [const { AtomicU8::new(0) }; CHUNK_BLOCKS as usize],
-            drops: AtomicU32::new(0),
-            writes: AtomicU32::new(0),
-        }
-    }
-}
 
 /// How often something was dropped from the chunks of a range, and how often overwritten; equal
 /// stamps mean never in between.
@@ -61,7 +41,7 @@ pub struct Stamp {
 pub enum State {
     /// All resident and verified.
     Ready,
-    /// All resident, some not verified since the mount.
+    /// All resident, some in blocks that were not verified since the mount.
     Unverified,
     /// Some not resident.
     Missing,
@@ -70,7 +50,7 @@ pub enum State {
 /// The residency of one image.
 #[derive(Default)]
 pub struct PageMap {
-    chunks: RwLock<Vec<Option<Arc<Chunk>>>>,
+    places: RwLock<Places>,
     resident_pages: AtomicU64,
 }
 
@@ -82,15 +62,17 @@ impl PageMap {
 
     /// What `pages` are now.
     pub fn state(&self, pages: &Pages) -> State {
+        let places = self.places.read();
         let mut state = State::Ready;
         for (block, mask) in masks(pages) {
-            let Some((chunk, at)) = self.chunk(block) else {
+            let Some(chunk) = chunk_of(&places, block) else {
                 return State::Missing;
             };
-            if chunk.resident[at].load(Ordering::Acquire) & mask != mask {
+            let at = at(block);
+            if chunk.resident(at) & mask != mask {
                 return State::Missing;
             }
-            if chunk.verified[at].load(Ordering::Acquire) & mask != mask {
+            if chunk.is_unverified(at) {
                 state = State::Unverified;
             }
         }
@@ -99,122 +81,97 @@ impl PageMap {
 
     /// The first block from `block` on that holds resident pages.
     pub fn next_resident(&self, block: u64) -> Option<u64> {
-        let chunks = self.chunks.read();
-        let first = (block / CHUNK_BLOCKS) as usize;
-        for (number, chunk) in chunks.iter().enumerate().skip(first) {
-            let Some(chunk) = chunk else { continue };
-            let base = number as u64 * CHUNK_BLOCKS;
-            let from = block.max(base);
-            let is_there =
-                |block: &u64| chunk.resident[(block - base) as usize].load(Ordering::Acquire) != 0;
-            if let Some(found) = (from..base + CHUNK_BLOCKS).find(is_there) {
-                return Some(found);
-            }
-        }
-        None
+        let places = self.places.read();
+        places
+            .chunks(block / CHUNK_BLOCKS)
+            .find_map(|(number, chunk)| {
+                let base = number * CHUNK_BLOCKS;
+                let mut blocks = block.max(base)..base + CHUNK_BLOCKS;
+                blocks.find(|block| chunk.resident(at(*block)) != 0)
+            })
     }
 
-    /// Bytes of `pages` that are resident, and that are verified as well.
+    /// Bytes of `pages` that are resident, and of those in blocks that need not be verified.
     pub fn count(&self, pages: &Pages) -> (u64, u64) {
         let (mut resident, mut verified) = (0, 0);
-        let mut next = pages.start / PAGES_PER_BLOCK;
-        while let Some(block) = self.next_resident(next)
-            && block * PAGES_PER_BLOCK < pages.end
-        {
-            let base = block * PAGES_PER_BLOCK;
-            let part = pages.start.max(base)..pages.end.min(base + PAGES_PER_BLOCK);
-            let mask = masks(&part).map(|(_, mask)| mask).next().unwrap_or(0);
-            let there = self.resident_in(block) & mask;
-            resident += u64::from(there.count_ones());
-            verified += u64::from((there & !self.unverified_in(block)).count_ones());
-            next = block + 1;
+        for number in self.chunks_of(pages) {
+            let base = number * CHUNK_PAGES;
+            let part = pages.start.max(base)..pages.end.min(base + CHUNK_PAGES);
+            self.with(number * CHUNK_BLOCKS, |chunk, _| {
+                for (block, mask) in masks(&part) {
+                    let there = u64::from((chunk.resident(at(block)) & mask).count_ones());
+                    resident += there;
+                    verified += there * u64::from(!chunk.is_unverified(at(block)));
+                }
+            });
         }
         (resident * PAGE_BYTES, verified * PAGE_BYTES)
     }
 
-    /// The stamp of the chunks that `pages` lie in, at most two for requests up to 64 MiB.
+    /// The stamp of the chunks that `pages` lie in, at most two for requests up to 16 MiB.
     pub fn stamp(&self, pages: &Pages) -> Stamp {
-        let first = pages.start / PAGES_PER_BLOCK;
-        let last = pages.end.saturating_sub(1).max(pages.start) / PAGES_PER_BLOCK;
-        let counts = |block| {
-            self.chunk(block).map_or((0, 0), |(chunk, _)| {
-                let drops = chunk.drops.load(Ordering::Acquire);
-                (drops, chunk.writes.load(Ordering::Acquire))
-            })
+        let places = self.places.read();
+        let counts = |page: u64| {
+            let place = places.get(page / CHUNK_PAGES);
+            place.map(Place::counts).unwrap_or_default()
         };
-        let (first, last) = (counts(first), counts(last));
+        let first = counts(pages.start);
+        let last = counts(pages.end.saturating_sub(1).max(pages.start));
         Stamp {
-            drops: (first.0, last.0),
-            writes: (first.1, last.1),
+            drops: (first.drops, last.drops),
+            writes: (first.writes, last.writes),
         }
     }
 
     /// The resident pages of one block, as bits from its first page.
     pub fn resident_in(&self, block: u64) -> u16 {
-        self.chunk(block)
-            .map_or(0, |(chunk, at)| chunk.resident[at].load(Ordering::Acquire))
+        self.with(block, |chunk, at| chunk.resident(at))
+            .unwrap_or(0)
     }
 
-    /// The pages of one block that are resident but not verified, as bits.
+    /// The resident pages of one block if it is unverified, as bits.
     pub fn unverified_in(&self, block: u64) -> u16 {
-        self.chunk(block).map_or(0, |(chunk, at)| {
-            chunk.resident[at].load(Ordering::Acquire) & !chunk.verified[at].load(Ordering::Acquire)
-        })
+        let bits = |chunk: &Chunk, at| chunk.is_unverified(at).then(|| chunk.resident(at));
+        self.with(block, bits).flatten().unwrap_or(0)
     }
 
-    /// Marks `pages` resident. Returns the blocks that were not in a module's queue; they count as
+    /// Marks `pages` resident; where they are not `verified` their blocks are not. Returns the blocks that were not in a module's queue; they count as
     /// queued from now on.
     pub fn set(&self, pages: &Pages, verified: bool) -> Vec<u64> {
         let mut new_blocks = Vec::new();
         for (block, mask) in masks(pages) {
-            let (chunk, at) = self.chunk_or_new(block);
-            if verified {
-                chunk.verified[at].fetch_or(mask, Ordering::Release);
-            }
-            let before = chunk.resident[at].fetch_or(mask, Ordering::AcqRel);
-            let added = (mask & !before).count_ones();
-            self.resident_pages
-                .fetch_add(u64::from(added), Ordering::Relaxed);
-            if chunk.flags[at].fetch_or(QUEUED, Ordering::AcqRel) & QUEUED == 0 {
-                new_blocks.push(block);
-            }
+            self.with_or_new(block, |chunk, at| {
+                if !verified {
+                    chunk.set_unverified(at);
+                }
+                let added = u64::from(chunk.set(at, mask));
+                self.resident_pages.fetch_add(added, Ordering::Relaxed);
+                if chunk.enqueue(at) {
+                    new_blocks.push(block);
+                }
+            });
         }
         new_blocks
     }
 
-    /// Marks pages that are resident verified.
-    pub fn set_verified(&self, pages: &Pages) {
-        for (block, mask) in masks(pages) {
-            if let Some((chunk, at)) = self.chunk(block) {
-                chunk.verified[at].fetch_or(mask, Ordering::Release);
-            }
-        }
+    /// All resident pages of a block are verified.
+    pub fn set_verified(&self, block: u64) {
+        self.with(block, |chunk, at| chunk.set_verified(at));
     }
 
     /// Clears `pages` and raises the drop counts; returns how many were resident. The caller may
     /// punch afterwards.
     pub fn clear(&self, pages: &Pages) -> u64 {
-        const CHUNK_PAGES: u64 = CHUNK_BLOCKS * PAGES_PER_BLOCK;
-        let chunks: Vec<u64> = {
-            let chunks = self.chunks.read();
-            let end = pages.end.div_ceil(CHUNK_PAGES).min(chunks.len() as u64);
-            let there = |number: &u64| chunks[*number as usize].is_some();
-            (pages.start / CHUNK_PAGES..end).filter(there).collect()
-        };
         let mut cleared = 0;
-        for number in chunks {
-            let Some((chunk, _)) = self.chunk(number * CHUNK_BLOCKS) else {
-                continue;
-            };
+        for number in self.chunks_of(pages) {
             let base = number * CHUNK_PAGES;
             let part = pages.start.max(base)..pages.end.min(base + CHUNK_PAGES);
-            for (block, mask) in masks(&part) {
-                let at = (block % CHUNK_BLOCKS) as usize;
-                let before = chunk.resident[at].fetch_and(!mask, Ordering::AcqRel);
-                chunk.verified[at].fetch_and(!mask, Ordering::AcqRel);
-                cleared += u64::from((before & mask).count_ones());
-            }
-            chunk.drops.fetch_add(1, Ordering::AcqRel);
+            self.with(number * CHUNK_BLOCKS, |chunk, _| {
+                for (block, mask) in masks(&part) {
+                    cleared += u64::from(chunk.clear(at(block), mask));
+                }
+                chunk.count_drop();
+            });
         }
         self.resident_pages.fetch_sub(cleared, Ordering::Relaxed);
         cleared
@@ -222,69 +179,107 @@ impl PageMap {
 
     /// Raises the overwrite counts of `pages`: their bytes are being replaced.
     pub fn touch(&self, pages: &Pages) {
-        let chunk_pages = CHUNK_BLOCKS * PAGES_PER_BLOCK;
-        for chunk in pages.start / chunk_pages..pages.end.div_ceil(chunk_pages) {
-            if let Some((chunk, _)) = self.chunk(chunk * CHUNK_BLOCKS) {
-                chunk.writes.fetch_add(1, Ordering::AcqRel);
-            }
+        for number in self.chunks_of(pages) {
+            self.with(number * CHUNK_BLOCKS, |chunk, _| chunk.count_write());
         }
     }
 
     /// Counts a use of each block of `pages`.
     pub fn heat_up(&self, pages: &Pages) {
         for block in super::blocks_of(pages) {
-            if let Some((chunk, at)) = self.chunk(block) {
-                let flags = chunk.flags[at].load(Ordering::Relaxed);
-                if flags & HEAT_MASK < HEAT_MASK {
-                    chunk.flags[at].store(flags + 1, Ordering::Relaxed);
-                }
-            }
+            self.with(block, |chunk, at| chunk.heat_up(at));
         }
     }
 
     /// Uses counted for a block, `None` when nothing of it is resident.
     pub fn heat(&self, block: u64) -> Option<u8> {
-        let (chunk, at) = self.chunk(block)?;
-        (chunk.resident[at].load(Ordering::Acquire) != 0)
-            .then(|| chunk.flags[at].load(Ordering::Relaxed) & HEAT_MASK)
+        self.with(block, |chunk, at| {
+            (chunk.resident(at) != 0).then(|| chunk.heat(at))
+        })?
     }
 
     /// Sets the uses counted for a block.
     pub fn set_heat(&self, block: u64, heat: u8) {
-        if let Some((chunk, at)) = self.chunk(block) {
-            let flags = chunk.flags[at].load(Ordering::Relaxed);
-            chunk.flags[at].store(
-                (flags & !HEAT_MASK) | heat.min(HEAT_MASK),
-                Ordering::Relaxed,
-            );
+        self.with(block, |chunk, at| chunk.set_heat(at, heat));
+    }
+
+    /// Counts every block with resident pages as queued and much used; returns those that were not queued.
+    pub fn queue_all(&self) -> Vec<u64> {
+        let chunks = self.chunks.read().clone();
+        let mut new_blocks = Vec::new();
+        for (number, chunk) in (0u64..).zip(&chunks) {
+            let Some(chunk) = chunk else { continue };
+            for at in 0..CHUNK_BLOCKS as usize {
+                if chunk.resident[at].load(Ordering::Acquire) != 0
+                    && chunk.flags[at].fetch_or(QUEUED | HEAT_MASK, Ordering::AcqRel) & QUEUED == 0
+                {
+                    new_blocks.push(number * CHUNK_BLOCKS + at as u64);
+                }
+            }
         }
+        new_blocks
     }
 
     /// The block has left the module's queues.
     pub fn set_unqueued(&self, block: u64) {
-        if let Some((chunk, at)) = self.chunk(block) {
-            chunk.flags[at].fetch_and(!(QUEUED | HEAT_MASK), Ordering::AcqRel);
+        self.with(block, |chunk, at| chunk.dequeue(at));
+    }
+
+    /// Blocks in the module's queues.
+    pub fn queued_blocks(&self) -> u64 {
+        let places = self.places.read();
+        let queued = places.chunks(0).map(|(_, chunk)| u64::from(chunk.queued()));
+        queued.sum()
+    }
+
+    /// Calls `each` with every block that counts as queued, in their order.
+    pub fn each_queued(&self, mut each: impl FnMut(u64)) {
+        let places = self.places.read();
+        for (number, chunk) in places.chunks(0) {
+            let queued = (0..CHUNK_BLOCKS).filter(|at| chunk.is_queued(*at as usize));
+            queued.for_each(|at| each(number * CHUNK_BLOCKS + at));
         }
     }
 
-    fn chunk(&self, block: u64) -> Option<(Arc<Chunk>, usize)> {
-        let chunks = self.chunks.read();
-        let chunk = chunks.get((block / CHUNK_BLOCKS) as usize)?.as_ref()?;
-        Some((chunk.clone(), (block % CHUNK_BLOCKS) as usize))
+    /// Lets the chunk of `block` go if nothing of it is in use; called after a block was evicted.
+    pub fn release(&self, block: u64) {
+        if self.with(block, |chunk, _| chunk.queued()) != Some(0) {
+            return;
+        }
+        let mut places = self.places.write();
+        places.get_mut(block / CHUNK_BLOCKS).empty();
     }
 
-    fn chunk_or_new(&self, block: u64) -> (Arc<Chunk>, usize) {
-        if let Some(found) = self.chunk(block) {
-            return found;
-        }
-        let at = (block / CHUNK_BLOCKS) as usize;
-        let mut chunks = self.chunks.write();
-        if chunks.len() <= at {
-            chunks.resize(at + 1, None);
-        }
-        let chunk = chunks[at].get_or_insert_with(|| Arc::new(Chunk::new()));
-        (chunk.clone(), (block % CHUNK_BLOCKS) as usize)
+    /// The numbers of the chunks that `pages` lie in, those that exist.
+    fn chunks_of(&self, pages: &Pages) -> Vec<u64> {
+        let places = self.places.read();
+        let end = pages.end.div_ceil(CHUNK_PAGES);
+        let numbers = places.chunks(pages.start / CHUNK_PAGES).map(|(n, _)| n);
+        numbers.take_while(|number| *number < end).collect()
     }
+
+    /// Does something with the chunk of a block, if there is one.
+    fn with<T>(&self, block: u64, work: impl FnOnce(&Chunk, usize) -> T) -> Option<T> {
+        let places = self.places.read();
+        chunk_of(&places, block).map(|chunk| work(chunk, at(block)))
+    }
+
+    /// Does something with the chunk of a block, made if need be.
+    fn with_or_new(&self, block: u64, mut work: impl FnMut(&Chunk, usize)) {
+        while self.with(block, &mut work).is_none() {
+            let mut places = self.places.write();
+            places.get_mut(block / CHUNK_BLOCKS).fill();
+        }
+    }
+}
+
+fn chunk_of(places: &Places, block: u64) -> Option<&Chunk> {
+    places.get(block / CHUNK_BLOCKS)?.chunk.as_deref()
+}
+
+/// The number of a block in its chunk.
+fn at(block: u64) -> usize {
+    (block % CHUNK_BLOCKS) as usize
 }
 
 /// The blocks that `pages` touch, each with the bits of its pages that are meant.
@@ -347,7 +342,35 @@ mod tests {
         assert_eq!(map.state(&(0..16)), State::Unverified);
         (0..9).for_each(|_| map.heat_up(&(0..16)));
         assert_eq!(map.heat(0), Some(3));
+        map.set_verified(0);
+        assert_eq!(map.state(&(0..16)), State::Ready);
         map.clear(&(0..16));
         assert_eq!(map.heat(0), None);
+    }
+
+    #[test]
+    fn a_chunk_goes_with_its_last_block_and_comes_back_with_another_stamp() {
+        let map = PageMap::default();
+        let pages = 5 * CHUNK_PAGES..5 * CHUNK_PAGES + 32;
+        let (first, second) = (5 * CHUNK_BLOCKS, 5 * CHUNK_BLOCKS + 1);
+        map.set(&pages, true);
+        let mut stamps = vec![map.stamp(&pages)];
+        map.clear(&pages);
+        map.set_unqueued(first);
+        map.release(first);
+        assert_eq!(map.chunks_of(&pages), [5], "a block is still queued");
+        stamps.push(map.stamp(&pages));
+        map.set_unqueued(second);
+        map.release(second);
+        assert_eq!(map.chunks_of(&pages), [0u64; 0]);
+        stamps.push(map.stamp(&pages));
+        assert_eq!(map.set(&pages, true), [first, second]);
+        map.clear(&(pages.start..pages.start + 1));
+        stamps.push(map.stamp(&pages));
+        assert!(stamps.is_sorted_by(|a, b| a.drops < b.drops), "{stamps:?}");
+        map.set_unqueued(first);
+        map.set_unqueued(second);
+        map.release(first);
+        assert_eq!(map.state(&(pages.start + 1..pages.end)), State::Ready);
     }
 }

@@ -115,7 +115,8 @@ impl Pool {
     /// image as it is now.
     pub fn entry(&self, found: &Validator, name: &str) -> Option<Arc<Entry>> {
         if let Some(known) = self.known(found.id) {
-            if known.disowned.load(Ordering::Acquire) && known.device.usable() {
+            let given_up = known.disowned.load(Ordering::Acquire);
+            if given_up && known.device.usable() && !known.stays_frozen() {
                 self.forget(found.id);
             } else {
                 return Some(known);
@@ -271,15 +272,22 @@ impl Pool {
     /// Forgets an image that nobody uses and that has nothing on flash.
     pub fn forget_if_empty(&self, id: ImageId) {
         let unused = self.entries.remove_if(&id, |_, entry| {
-            Arc::strong_count(entry) == 1 && entry.resident_bytes() == 0
+            Arc::strong_count(entry) == 1 && entry.resident_bytes() == 0 && !entry.is_frozen()
         });
         if let Some((_, entry)) = unused {
             self.erase(&entry);
         }
     }
 
-    /// Forgets an image: it is gone from the store, or its cache cannot be used.
+    /// Forgets an image: it is gone from the store, or its cache cannot be used. A frozen one stays, with nothing
+    /// valid in it.
     pub fn forget(&self, id: ImageId) {
+        if let Some(entry) = self.known(id)
+            && entry.stays_frozen()
+        {
+            entry.drop_pages(&(0..u64::MAX));
+            return;
+        }
         if let Some((_, entry)) = self.entries.remove(&id) {
             self.erase(&entry);
         }
@@ -288,6 +296,7 @@ impl Pool {
     fn erase(&self, entry: &Entry) {
         entry.disowned.store(true, Ordering::Release);
         entry.map.clear(&(0..u64::MAX));
+        entry.device.note_stale(entry.map.queued_blocks(), self);
         let had_files = entry.files.write().take().is_some();
         entry.uncharge();
         if let Some(witness) = &entry.device.witness {
@@ -321,9 +330,14 @@ impl Pool {
 impl Heat for Pool {
     fn heat(&self, key: Key) -> Option<u8> {
         let entry = self.of_key(key)?;
-        let heat = entry.map.heat(block_of(key));
+        // Held blocks leave the module and return when the hold ends.
+        let heat = match entry.is_held() {
+            true => None,
+            false => entry.map.heat(block_of(key)),
+        };
         if heat.is_none() {
             entry.map.set_unqueued(block_of(key));
+            entry.map.release(block_of(key));
         }
         heat
     }

@@ -7,8 +7,9 @@
 //! ([`super::version`]).
 //!
 //! # Order of steps
-//! Void records are zeroed and durable before the in-doubt marks that voided them are cleared, so a
-//! crash in here leads to the same result the next time.
+//! - What a reader of an earlier mount still has open is frozen before its file is touched ([`super::orphan`]).
+//! - Void records are zeroed and durable before the in-doubt marks that voided them are cleared, so a
+//!   crash in here leads to the same result the next time.
 
 use std::fs;
 use std::io;
@@ -22,6 +23,7 @@ use super::device::Device;
 use super::doubt::{Doubt, REGION_BYTES};
 use super::entry::{Entry, Files};
 use super::head::{Head, HeadFile};
+use super::pagemap::PageMap;
 use super::records::Records;
 use super::version::Recovered;
 use super::witness::Testimony;
@@ -75,7 +77,8 @@ fn load_entry(
         testimony: testimony.as_ref(),
         marked: &marked,
     };
-    let findings = judge.scan(&records)?;
+    let map = PageMap::default();
+    let findings = judge.scan(&records, &map)?;
     for run in &findings.void {
         records.zero(run)?;
     }
@@ -86,7 +89,7 @@ fn load_entry(
         doubt.clear(&marked)?;
     }
     let seq = findings.seq_max.max(head.committed).max(head.valid_from) + 1;
-    let entry = Entry::new(id, number, device.clone(), head, seq, durable_marks);
+    let mut entry = Entry::new(id, number, device.clone(), head, seq, durable_marks);
     *entry.files.write() = Some(Arc::new(Files {
         data: DirectFile::open(&dir.join("data"))?,
         records,
@@ -94,8 +97,10 @@ fn load_entry(
         doubt,
         account: std::sync::OnceLock::new(),
     }));
+    entry.freeze_if_shared();
+    entry.whole_pages_again()?;
     entry.version.set_recovered(Recovered { testimony });
-    entry.adopt(&findings.good);
+    entry.adopt(map);
     Ok(Some(entry))
 }
 
@@ -115,21 +120,23 @@ struct Judge<'a> {
 
 #[derive(Default)]
 struct Findings {
-    good: Vec<Pages>,
     void: Vec<Pages>,
     seq_max: u32,
 }
 
 impl Judge<'_> {
-    fn scan(&self, records: &Records) -> io::Result<Findings> {
+    /// Puts what is good into `map` as it is found: a list of it would take more memory than the map.
+    fn scan(&self, records: &Records, map: &PageMap) -> io::Result<Findings> {
         let mut findings = Findings::default();
         let pages_max = self.head.validator.size_bytes.div_ceil(PAGE_BYTES);
+        let mut good = Vec::new();
         records.scan(|first, run| {
+            good.clear();
             for (page, record) in (first..).zip(run).filter(|(_, record)| record.seq != 0) {
                 findings.seq_max = findings.seq_max.max(record.seq);
-                let good = self.is_good(page, record.seq) && page < pages_max;
-                let side = if good {
-                    &mut findings.good
+                let is_good = self.is_good(page, record.seq) && page < pages_max;
+                let side = if is_good {
+                    &mut good
                 } else {
                     &mut findings.void
                 };
@@ -137,6 +144,9 @@ impl Judge<'_> {
                     Some(run) if run.end == page => run.end += 1,
                     _ => side.push(page..page + 1),
                 }
+            }
+            for run in &good {
+                map.set(run, false);
             }
         })?;
         Ok(findings)

@@ -176,6 +176,12 @@ impl Entry {
         outcome
     }
 
+    /// Whether `found` is the version that is cached, or a later one of our own making.
+    pub fn is_version(&self, found: &Validator) -> bool {
+        let cell = self.version.cell.lock();
+        cell.head.horizon_ns > 0 || cell.head.validator == *found
+    }
+
     /// The image is another version: everything cached of it is void, at once and after any crash.
     pub(super) fn drop_version(&self, found: &Validator) {
         let had_bytes = self.resident_bytes();
@@ -213,9 +219,7 @@ impl Entry {
         let done = match self.files() {
             Some(files) => self.version.update(&files, renew).and_then(|()| {
                 files.records.clear()?;
-                let len_bytes = files.data.len()?;
-                files.data.set_len(0)?;
-                files.data.set_len(len_bytes)
+                self.empty_data(&files)
             }),
             None => {
                 renew(&mut self.version.cell.lock().head);

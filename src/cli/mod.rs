@@ -7,6 +7,7 @@ pub mod evict;
 pub mod image;
 pub mod logging;
 pub mod mount;
+pub mod set;
 pub mod signals;
 pub mod status;
 pub mod table;
@@ -37,6 +38,7 @@ enum Command {
     Status(status::Status),
     Warm(warm::Warm),
     Evict(evict::Evict),
+    Set(set::Set),
 }
 
 /// Does what the arguments ask (the first is the program's name). The error is one sentence.
@@ -50,6 +52,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode, Er
         Command::Status(status) => status.run(),
         Command::Warm(warm) => warm.run(),
         Command::Evict(evict) => evict.run(),
+        Command::Set(set) => set.run(),
     }
 }
 

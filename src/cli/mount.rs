@@ -19,7 +19,7 @@ use clap::Args;
 use super::{Error, background, logging, signals};
 use crate::cache::Pool;
 use crate::config::units::{Size, SizeOrOff, Span};
-use crate::config::{CacheSpec, Config, Settings};
+use crate::config::{CacheSpec, Config, Passthrough, Settings};
 use crate::control::{Daemon, Server};
 use crate::image::Images;
 use crate::mount;
@@ -79,8 +79,12 @@ last component of MOUNTPOINT; flags win over it; unknown keys are refused:
     store-user = \"qemu:kvm\"      # act on the store as this user, not as the caller
     control-uids = [64055]       # who may set user.flashside.* besides root
     read-only = false
+    passthrough = \"auto\"         # off: immutable images are read through the daemon too
     log-level = \"info\"           # RUST_LOG wins
-    simulate-latency = \"2ms\"     # and simulate-bandwidth, simulate-once"
+    simulate-latency = \"2ms\"     # and simulate-bandwidth, simulate-once
+    [[rule]]                     # the first that matches an image counts
+    match = \"golden/*.qcow2\"
+    immutable = true             # nobody writes it"
 )]
 pub struct Mount {
     /// Directory that holds the images: NFS, CephFS, GFS2 or any other
@@ -100,6 +104,9 @@ pub struct Mount {
     /// Refuse all writes through the mount
     #[arg(long)]
     read_only: bool,
+    /// Let the kernel read immutable images straight from flash, or never [default: auto]
+    #[arg(long, value_name = "WHEN", value_enum)]
+    passthrough: Option<Passthrough>,
     /// Let a store operation fail with EIO after this [default: 10min]
     #[arg(long, value_name = "TIME")]
     store_deadline: Option<Span>,
@@ -137,6 +144,7 @@ impl Mount {
         let flags = Settings {
             cache: self.cache,
             read_only: self.read_only.then_some(true),
+            passthrough: self.passthrough,
             store_deadline: self.store_deadline,
             stream_bypass: self.stream_bypass,
             simulate_latency: self.simulate_latency,
@@ -214,6 +222,8 @@ fn prepare_process() {
     // SAFETY: umask cannot fail; mallopt takes plain numbers; the pointers are to live structs.
     unsafe {
         libc::umask(0);
+        // Tells that a lease is wanted back; ours are given back at once (cache/orphan.rs).
+        libc::signal(libc::SIGIO, libc::SIG_IGN);
         // Large buffers go back to the system when freed, and threads share few heaps: memory is
         // bounded by what is in use, not by what was (rule 13).
         libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE_BUFFER_BYTES);

@@ -55,7 +55,7 @@ impl Status {
             return self.show_one(&place.mountpoint);
         }
         let image = ask_image(&place)?.ok_or_else(|| Error::UnknownImage(path.to_path_buf()))?;
-        self.print(&image, || table::images(std::slice::from_ref(&image)))
+        self.print(&image, || table::image(&image))
     }
 
     fn show_one(&self, mountpoint: &Path) -> Result<ExitCode, Error> {

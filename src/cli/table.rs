@@ -87,6 +87,26 @@ pub fn images(images: &[ImageStatus]) -> String {
     lines.join("\n")
 }
 
+/// One image, and below it its handles by plane.
+pub fn image(image: &ImageStatus) -> String {
+    let mut text = images(std::slice::from_ref(image));
+    if image.planes.is_empty() {
+        return text;
+    }
+    let mut table = Table::new();
+    table
+        .load_preset(presets::NOTHING)
+        .set_header(["PLANE", "HANDLES", "REASON"]);
+    for plane in &image.planes {
+        table.add_row([&plane.plane, &plane.handles.to_string(), &plane.reason]);
+    }
+    for line in table.to_string().lines() {
+        text.push('\n');
+        text.push_str(line.trim_end());
+    }
+    text
+}
+
 fn row(image: &ImageStatus) -> [String; 11] {
     [
         image.name.clone(),
@@ -131,6 +151,7 @@ fn share(part: u64, whole: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::status::PlaneStatus;
 
     #[test]
     fn sizes_can_be_read_at_a_glance() {
@@ -145,6 +166,23 @@ mod tests {
     fn a_share_of_nothing_is_a_dash() {
         assert_eq!(share(0, 0), "-");
         assert_eq!(share(1, 3), "33.3 %");
+    }
+
+    #[test]
+    fn the_planes_of_an_image_are_told_with_their_reasons() {
+        let daemon = PlaneStatus {
+            plane: "daemon".into(),
+            handles: 2,
+            reason: "not immutable".into(),
+        };
+        let one = ImageStatus {
+            name: "web.img".into(),
+            planes: vec![daemon],
+            ..ImageStatus::default()
+        };
+        let text = image(&one);
+        assert_eq!(text.lines().count(), 4);
+        assert!(text.ends_with("not immutable"), "{text}");
     }
 
     #[test]

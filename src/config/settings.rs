@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::rules::Rule;
 use super::store_user::StoreUser;
 use super::units::{LogLevel, Size, SizeOrOff, Span};
 use super::{CacheSpec, Error};
@@ -29,6 +30,9 @@ pub struct Settings {
     pub io_uring: Option<bool>,
     pub store_user: Option<StoreUser>,
     pub control_uids: Option<Vec<u32>>,
+    pub passthrough: Option<Passthrough>,
+    /// In a file only.
+    pub rule: Vec<Rule>,
     pub log_level: Option<LogLevel>,
     pub simulate_latency: Option<Span>,
     /// Bytes per second.
@@ -37,6 +41,15 @@ pub struct Settings {
     /// A flag only: a file that breaks rule 3a would be forgotten there.
     #[serde(skip)]
     pub unsafe_no_in_doubt_marks: bool,
+}
+
+/// Whether images may be opened on the passthrough plane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Passthrough {
+    /// Where the system allows it and the image is immutable and wholly on flash.
+    Auto,
+    Off,
 }
 
 impl Settings {
@@ -59,6 +72,8 @@ impl Settings {
             io_uring: self.io_uring.or(file.io_uring),
             store_user: self.store_user.or(file.store_user),
             control_uids: self.control_uids.or(file.control_uids),
+            passthrough: self.passthrough.or(file.passthrough),
+            rule: file.rule,
             log_level: self.log_level.or(file.log_level),
             simulate_latency: self.simulate_latency.or(file.simulate_latency),
             simulate_bandwidth: self.simulate_bandwidth.or(file.simulate_bandwidth),
@@ -130,12 +145,15 @@ mod tests {
             readahead = \"8M\"\nstream-bypass = \"off\"\nwrite-buffer = \"64M\"\nstore-threads = 8\nfuse-threads = 2\n\
             portable-session = true\nio-uring = false\n\
             store-user = \"0:0\"\ncontrol-uids = [107]\nlog-level = \"warn\"\n\
-            simulate-latency = \"2ms\"\nsimulate-bandwidth = \"100M\"\nsimulate-once = \"/x\"\n";
+            simulate-latency = \"2ms\"\nsimulate-bandwidth = \"100M\"\nsimulate-once = \"/x\"\n\
+            passthrough = \"off\"\n[[rule]]\nmatch = \"golden/*\"\nimmutable = true\n";
         let settings = parse(Path::new("/x/vms.toml"), text).expect("accepted");
         assert_eq!(settings.cache.len(), 1);
         assert_eq!(settings.control_uids, Some(vec![107]));
         assert_eq!(settings.stream_bypass, Some(SizeOrOff(None)));
         assert_eq!(settings.log_level, Some(LogLevel(log::LevelFilter::Warn)));
+        assert_eq!(settings.passthrough, Some(Passthrough::Off));
+        assert_eq!(settings.rule.len(), 1);
     }
 
     #[test]
@@ -152,6 +170,7 @@ mod tests {
     fn a_wrong_value_is_named() {
         assert!(refusal("store-deadline = \"soon\"").contains("`soon` is not a duration"));
         assert!(refusal("cache = [\"/flash0@lots\"]").contains("`lots` is not a limit"));
+        assert!(refusal("[[rule]]\nmatch = \"a**\"").contains("`a**` is not a pattern"));
         assert!(refusal("unsafe-no-in-doubt-marks = true").contains("unknown field"));
     }
 

@@ -5,18 +5,20 @@
 //! - [`JOBS_MAX`] pieces of work at once; past it callers are told to try again.
 //! - Work ends when its caller hangs up or the mount ends, whichever is first.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use axum::http::StatusCode;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-use super::model::{Evicted, WarmRequest};
+use super::model::{Evicted, SetRequest, WarmRequest};
 use super::request::{Reply, Request};
-use crate::config::Config;
+use crate::config::{Config, Rules};
 use crate::image::Images;
+use crate::image::immutable::{Immutability, NotSet};
 use crate::store::executor::Executor;
 use crate::store::walk::lookup_path;
 use crate::store::{Attr, Caller, Error, Kind, Node, OpenMode, Store};
@@ -32,6 +34,8 @@ pub struct Actions {
     images: Arc<Images>,
     who: Caller,
     has_cache: bool,
+    rules: Rules,
+    read_only: bool,
     jobs: Arc<AtomicUsize>,
 }
 
@@ -39,6 +43,7 @@ pub struct Actions {
 enum Verb {
     Warm(WarmRequest),
     Evict,
+    Set(SetRequest),
 }
 
 /// An image that was found.
@@ -62,6 +67,7 @@ impl Verb {
         match request.verb.as_str() {
             "warm" => Ok(Verb::Warm(body(&request.body)?)),
             "evict" => Ok(Verb::Evict),
+            "set" => Ok(Verb::Set(body(&request.body)?)),
             other => Err((
                 StatusCode::NOT_FOUND,
                 format!("an image cannot be told to {other}"),
@@ -88,6 +94,8 @@ impl Actions {
             images,
             who: Caller::daemon(config.store_user),
             has_cache: !config.caches.is_empty(),
+            rules: config.rules.clone(),
+            read_only: config.read_only,
             jobs: Arc::default(),
         }
     }
@@ -98,7 +106,7 @@ impl Actions {
             Ok(verb) => verb,
             Err((status, error)) => return reply.fail(status, error),
         };
-        if !self.has_cache {
+        if !self.has_cache && !matches!(verb, Verb::Set(_)) {
             let error = "this mount has no cache: mount it with --cache";
             return reply.fail(StatusCode::CONFLICT, error);
         }
@@ -106,6 +114,7 @@ impl Actions {
         self.find(request, reply, move |found, reply| match verb {
             Verb::Warm(wanted) => this.warm(found, wanted, reply),
             Verb::Evict => this.evict(found, reply),
+            Verb::Set(wanted) => this.set(found, wanted, reply),
         });
     }
 
@@ -145,8 +154,11 @@ impl Actions {
         let executor = self.executor.clone();
         executor.submit("open", open, move |opened| match opened {
             Ok((file, attr)) => self.start("warm", reply, move |this, reply| {
+                let image = match this.images.open_for_daemon(&found.name, file, &attr) {
+                    Ok(image) => image,
+                    Err(error) => return refuse(reply, &found.name, &error),
+                };
                 let lines = reply.lines();
-                let image = this.images.open_for_daemon(&found.name, file, &attr);
                 let bytes = wanted.from_bytes..wanted.to_bytes.unwrap_or(u64::MAX);
                 let tell = |progress: &_| {
                     lines.tell(progress);
@@ -167,6 +179,32 @@ impl Actions {
                 evicted_bytes,
                 left_bytes,
             });
+        });
+    }
+
+    fn set(self, found: Found, wanted: SetRequest, reply: Reply) {
+        let name = found.name.clone();
+        let executor = self.executor.clone();
+        let set = move || {
+            let immutability = Immutability {
+                store: self.store.as_ref(),
+                own: self.who.clone(),
+                rules: &self.rules,
+                read_only: self.read_only,
+            };
+            let path = Path::new(&found.name);
+            Ok(match wanted.immutable {
+                Some(immutable) => {
+                    immutability.set(&self.images, found.attr.id, path, Some(immutable))
+                }
+                None => Ok(()),
+            })
+        };
+        executor.submit("set", set, move |done| match done {
+            Ok(Ok(())) => reply.done(&Value::Object(Map::new())),
+            Ok(Err(NotSet::Store(error))) => refuse(reply, &name, &error),
+            Ok(Err(why)) => reply.fail(StatusCode::CONFLICT, why.to_string()),
+            Err(error) => refuse(reply, &name, &error),
         });
     }
 

@@ -49,6 +49,14 @@ pub struct WarmRequest {
     pub to_bytes: Option<u64>,
 }
 
+/// The body of `POST /v1/images/PATH/set`; what is not there is left alone. The answer is an empty object.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SetRequest {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub immutable: Option<bool>,
+}
+
 /// The answer to `POST /v1/images/PATH/evict`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Evicted {

@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 
 use crate::cache::{Entry, Pages, Written, pages_touched};
 use crate::io::Buffer;
-use crate::store::{Error, ImageId, Result, StoreFile};
+use crate::store::{Error, ImageId, Result, StoreFile, Validator};
 
 use super::budget::Permit;
 use super::counters::add;
@@ -34,6 +34,8 @@ use super::{Done, Image};
 pub struct Handle {
     pub(super) image: Arc<Image>,
     pub(super) file: Arc<dyn StoreFile>,
+    /// The version that was found when it was opened.
+    pub(super) opened_as: Validator,
     /// What it reads one after the other.
     pub(super) streams: Mutex<Streams>,
     /// What it writes one after the other.
@@ -57,10 +59,11 @@ struct Write {
 }
 
 impl Handle {
-    pub(super) fn new(image: Arc<Image>, file: Arc<dyn StoreFile>) -> Handle {
+    pub(super) fn new(image: Arc<Image>, file: Arc<dyn StoreFile>, opened_as: Validator) -> Handle {
         Handle {
             image,
             file,
+            opened_as,
             streams: Mutex::default(),
             write_streams: Mutex::default(),
             kept: Mutex::default(),

@@ -11,14 +11,15 @@ use crate::cache::{Entry, Pool, Validated};
 use crate::config::Config;
 use crate::io::BufferPool;
 use crate::store::executor::{Executor, Limits};
-use crate::store::{Attr, ImageId, StoreFile};
+use crate::store::{Attr, Error, ImageId, Result, StoreFile};
 
 use super::Image;
 use super::budget::Budget;
 use super::counters::Counters;
 use super::fetch::FETCH_BLOCKS_MAX;
 use super::handle::Handle;
-use super::status::ImageStatus;
+use super::plane::Seats;
+use super::status::{ImageStatus, PlaneStatus};
 use super::stream::Policy;
 
 /// Large buffers kept for reuse.
@@ -54,6 +55,8 @@ pub(super) struct Shared {
 pub struct Images {
     pub(super) shared: Arc<Shared>,
     pub(super) open: DashMap<ImageId, Arc<Image>>,
+    /// Which plane the open handles are on.
+    pub seats: Arc<Seats>,
     pub(super) awake: Arc<AtomicBool>,
     pub(super) closing: AtomicBool,
 }
@@ -88,7 +91,8 @@ impl Images {
         pool: Arc<Pool>,
         store_is_local: bool,
     ) -> std::io::Result<Arc<Images>> {
-        let awake = Arc::new(AtomicBool::new(false));
+        let orphans = pool.all().iter().any(|entry| entry.is_frozen());
+        let awake = Arc::new(AtomicBool::new(orphans));
         let flash_limits = Limits {
             threads_max: FLASH_THREADS,
             queue_max: FLASH_QUEUE,
@@ -124,6 +128,7 @@ impl Images {
         let images = Arc::new(Images {
             shared: Arc::new(shared),
             open: DashMap::new(),
+            seats: Arc::default(),
             awake,
             closing: AtomicBool::new(false),
         });
@@ -152,14 +157,16 @@ impl Images {
     }
 
     /// Joins `file`, just opened with attributes `attr`, to its image. `name` is for people. Blocks on
-    /// flash, never on the store.
+    /// flash, never on the store. ESTALE where the image has changed in the store and the old version is
+    /// being read directly.
     pub fn open(
         self: &Arc<Self>,
         name: &str,
         file: Arc<dyn StoreFile>,
         attr: &Attr,
         write: bool,
-    ) -> Arc<Handle> {
+    ) -> Result<Arc<Handle>> {
+        self.check_version(name, attr)?;
         let image = {
             let entry = self.open.entry(attr.id);
             let image =
@@ -174,7 +181,25 @@ impl Images {
             *settle_with = Some(file.clone());
         }
         drop(settle_with);
-        Arc::new(Handle::new(image, file))
+        Ok(Arc::new(Handle::new(image, file, attr.validator())))
+    }
+
+    /// Rule 14 waives rule 7 for handles that read directly, not for later ones.
+    fn check_version(&self, name: &str, attr: &Attr) -> Result<()> {
+        let entry = match self.seats.is_read_directly(attr.id) {
+            true => self.shared.pool.known(attr.id),
+            false => None,
+        };
+        match entry {
+            Some(entry) if !entry.is_version(&attr.validator()) => {
+                log::warn!(
+                    "image {name}: changed in the store while it is read directly; it opens again when those who read \
+                     the old version have closed it"
+                );
+                Err(Error::from_errno(libc::ESTALE))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Finds the image's place in the cache and compares versions (rule 7).
@@ -186,6 +211,7 @@ impl Images {
             image.grow_to(attr.size_bytes);
         }
         if let Some(entry) = self.shared.pool.entry(&found, name) {
+            entry.stays_frozen(); // looked at now, because somebody comes to use it
             if entry.admit(&found, name) == Validated::Renewed {
                 self.shared.nudge();
             }
@@ -235,6 +261,11 @@ impl Images {
         image.size_bytes()
     }
 
+    /// The plane that an image's open handles are on, for people.
+    pub fn plane(&self, id: ImageId) -> String {
+        plane_of(&self.seats.status(id)).to_owned()
+    }
+
     /// True if something of the image is on flash.
     pub fn is_cached(&self, id: ImageId) -> bool {
         self.shared.pool.known(id).is_some()
@@ -251,7 +282,10 @@ impl Images {
     /// Every image that is open or cached.
     pub fn status(&self) -> Vec<ImageStatus> {
         let open: Vec<_> = self.open.iter().map(|image| image.clone()).collect();
-        let mut all: Vec<ImageStatus> = open.iter().map(|image| image.status()).collect();
+        let mut all: Vec<ImageStatus> = open
+            .iter()
+            .map(|image| image.status(self.seats.status(image.id)))
+            .collect();
         for entry in self.shared.pool.all() {
             if !self.open.contains_key(&entry.id) {
                 let counters = self.shared.counters_of(entry.id);
@@ -271,12 +305,13 @@ impl Images {
 }
 
 impl Image {
-    fn status(&self) -> ImageStatus {
+    fn status(&self, planes: Vec<PlaneStatus>) -> ImageStatus {
         let image = ImageStatus {
             name: self.name(),
             id: self.id.to_string(),
             size_bytes: self.size_bytes(),
-            plane: "daemon".to_owned(),
+            plane: plane_of(&planes).to_owned(),
+            planes,
             handles: self.handles.load(Ordering::Relaxed) as u64,
             ..ImageStatus::default()
         };
@@ -284,11 +319,17 @@ impl Image {
     }
 }
 
+/// The plane of an image whose handles are on `planes`.
+pub(super) fn plane_of(planes: &[PlaneStatus]) -> &str {
+    planes.first().map_or("closed", |plane| &plane.plane)
+}
+
 /// `image` with what is counted of it.
 fn counted(image: ImageStatus, counters: &Counters, entry: Option<&Entry>) -> ImageStatus {
     let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
     ImageStatus {
         resident_bytes: entry.map_or(0, Entry::resident_bytes),
+        pinned_bytes: entry.map_or(0, Entry::held_bytes),
         checksum_mismatches: entry.map_or(0, Entry::checksum_mismatches),
         reads: count(&counters.reads),
         read_hits: count(&counters.read_hits),

@@ -13,13 +13,17 @@ mod budget;
 mod counters;
 mod fetch;
 mod handle;
+mod hold;
 mod images;
+pub mod immutable;
 mod kept;
 mod lanes;
 mod miss;
 mod open;
 mod plan;
+pub mod plane;
 mod read;
+pub mod settings;
 mod settle;
 pub mod status;
 mod stream;
@@ -42,6 +46,7 @@ use budget::Budget;
 pub use budget::Permit;
 use counters::Counters;
 pub use handle::Handle;
+pub use hold::HeldImage;
 pub use images::Images;
 use images::Shared;
 use lanes::Lanes;
@@ -65,6 +70,8 @@ pub(crate) struct Image {
     /// A file to settle with: the latest opened one that can write, or any.
     file: Mutex<Option<Arc<dyn StoreFile>>>,
     settling: AtomicBool,
+    /// Being verified in the background.
+    verifying: AtomicBool,
     settled_at: Mutex<Instant>,
     /// Regions whose store fsync failed; tried again.
     unsynced: Mutex<Vec<u32>>,
@@ -85,6 +92,7 @@ impl Image {
             handles: AtomicUsize::new(0),
             file: Mutex::new(None),
             settling: AtomicBool::new(false),
+            verifying: AtomicBool::new(false),
             settled_at: Mutex::new(Instant::now()),
             unsynced: Mutex::default(),
             removed: AtomicBool::new(false),

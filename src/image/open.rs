@@ -4,7 +4,7 @@
 use std::ops::Deref;
 use std::sync::Arc;
 
-use crate::store::{Attr, ImageId, StoreFile};
+use crate::store::{Attr, ImageId, Result, StoreFile};
 
 use super::handle::Handle;
 use super::images::Images;
@@ -27,14 +27,15 @@ impl Drop for OpenImage {
 }
 
 impl Images {
-    /// Joins `file`, just opened for reading with attributes `attr`, to its image. Blocks on flash.
+    /// Joins `file`, just opened for reading with attributes `attr`, to its image. Blocks on flash. ESTALE where the image has
+    /// changed under those who read it directly.
     pub fn open_for_daemon(
         self: &Arc<Self>,
         name: &str,
         file: Arc<dyn StoreFile>,
         attr: &Attr,
-    ) -> OpenImage {
-        OpenImage(self.open(name, file, attr, false))
+    ) -> Result<OpenImage> {
+        Ok(OpenImage(self.open(name, file, attr, false)?))
     }
 
     /// Drops all of an image that is on flash and may go; gives the bytes dropped and the bytes left.

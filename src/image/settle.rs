@@ -60,6 +60,7 @@ impl Images {
             {
                 log::debug!("commit of {}: {error}", entry.id);
             }
+            busy |= entry.stays_frozen() && !at_once;
         }
         busy
     }

@@ -3,6 +3,16 @@
 
 use serde::{Deserialize, Serialize};
 
+/// Handles of an image that are on one plane for one reason.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlaneStatus {
+    /// `daemon` or `passthrough`.
+    pub plane: String,
+    pub handles: u64,
+    /// Why not passthrough; empty for that.
+    pub reason: String,
+}
+
 /// One image that is in use or on flash.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageStatus {
@@ -21,6 +31,9 @@ pub struct ImageStatus {
     pub plane: String,
     /// Open handles.
     pub handles: u64,
+    /// The same by plane, with the reason where it is the daemon's.
+    #[serde(default)]
+    pub planes: Vec<PlaneStatus>,
     pub reads: u64,
     /// Reads served wholly from flash.
     pub read_hits: u64,

@@ -1,52 +1,62 @@
 //! Memory that direct I/O accepts: page-aligned, zeroed once, reused.
+//!
+//! A large buffer costs memory only where it has been used: its zeros are the kernel's until then.
 
 use parking_lot::Mutex;
 
 use super::ALIGN_BYTES;
 
-/// One aligned unit.
-#[derive(Clone, Copy)]
-#[repr(C, align(4096))]
-struct Unit([u8; ALIGN_BYTES]);
-
 /// A page-aligned byte buffer whose capacity is a whole number of pages.
 pub struct Buffer {
-    units: Vec<Unit>,
+    /// One page more than the capacity, so that a page can begin in it.
+    memory: Vec<u8>,
+    begin: usize,
+    capacity: usize,
 }
 
 impl Buffer {
     /// A zeroed buffer of at least `len_bytes`.
     pub fn new(len_bytes: usize) -> Buffer {
+        let capacity = len_bytes.next_multiple_of(ALIGN_BYTES);
+        let memory = match capacity {
+            0 => Vec::new(),
+            // Zeros of the allocator's making: it knows which pages of the kernel's are still zero.
+            _ => vec![0; capacity + ALIGN_BYTES],
+        };
+        let address = memory.as_ptr() as usize;
         Buffer {
-            units: vec![Unit([0; ALIGN_BYTES]); len_bytes.div_ceil(ALIGN_BYTES)],
+            begin: address.next_multiple_of(ALIGN_BYTES) - address,
+            memory,
+            capacity,
         }
     }
 
     /// Grows to at least `len_bytes`; the content is unspecified afterwards.
     pub fn reserve(&mut self, len_bytes: usize) {
-        let units = len_bytes.div_ceil(ALIGN_BYTES);
-        if units > self.units.len() {
-            self.units.resize(units, Unit([0; ALIGN_BYTES]));
+        if len_bytes > self.capacity {
+            *self = Buffer::new(len_bytes);
         }
     }
 
     /// Bytes it can hold.
     pub fn capacity(&self) -> usize {
-        self.units.len() * ALIGN_BYTES
+        self.capacity
     }
 
     /// All bytes.
     pub fn bytes(&self) -> &[u8] {
-        // SAFETY: `Unit` is `repr(C)` over plain bytes without padding (its size equals its
-        // alignment), so the vector's memory is `capacity()` initialised bytes.
-        unsafe { std::slice::from_raw_parts(self.units.as_ptr().cast(), self.capacity()) }
+        match self.capacity {
+            0 => &[],
+            capacity => &self.memory[self.begin..][..capacity],
+        }
     }
 
     /// All bytes, to write into.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        let len_bytes = self.capacity();
-        // SAFETY: as in `bytes`, and `&mut self` makes the access exclusive.
-        unsafe { std::slice::from_raw_parts_mut(self.units.as_mut_ptr().cast(), len_bytes) }
+        match self.capacity {
+            0 => &mut [],
+            capacity => &mut self.memory[self.begin..][..capacity],
+        }
     }
 }
 
@@ -85,6 +95,28 @@ impl BufferPool {
             if free.len() < self.kept_max {
                 free.push(buffer);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_buffer_is_whole_pages_of_zeros_however_large() {
+        for len in [0, 1, 4096, 5000, 1 << 20, (1 << 20) + 1] {
+            let mut buffer = Buffer::new(len);
+            assert_eq!(buffer.capacity(), len.next_multiple_of(ALIGN_BYTES));
+            assert_eq!(buffer.bytes().len(), buffer.capacity());
+            let aligned = (buffer.bytes().as_ptr() as usize).is_multiple_of(ALIGN_BYTES);
+            assert!(len == 0 || aligned, "{len} bytes");
+            assert!(buffer.bytes().iter().all(|byte| *byte == 0));
+            buffer.bytes_mut().fill(7);
+            buffer.reserve(len / 2);
+            assert!(buffer.bytes().iter().all(|byte| *byte == 7));
+            buffer.reserve(len + 1);
+            assert!(buffer.capacity() > len);
         }
     }
 }

@@ -28,9 +28,33 @@ impl DirectFile {
         Ok(DirectFile { file })
     }
 
-    /// Fills `buf` from `offset_bytes`; a short file is an error.
+    /// Fills `buf` from `offset_bytes`. A file that ends within the last 4 KiB wanted is continued by zeros; one
+    /// that ends earlier is an error.
     pub fn read(&self, buf: &mut [u8], offset_bytes: u64) -> io::Result<()> {
-        self.file.read_exact_at(buf, offset_bytes)
+        let mut filled = 0;
+        while filled < buf.len() {
+            let at = offset_bytes + filled as u64;
+            match self.file.read_at(&mut buf[filled..], at) {
+                // The end of the file: where it is not aligned, asking on would be refused.
+                Ok(read) if read == 0 || !read.is_multiple_of(512) => {
+                    filled += read;
+                    break;
+                }
+                Ok(read) => filled += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if buf.len() - filled >= super::ALIGN_BYTES {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        buf[filled..].fill(0);
+        Ok(())
+    }
+
+    /// A descriptor of its own on the same file, for reading only and through the page cache.
+    pub fn reopen_for_reading(&self) -> io::Result<File> {
+        File::open(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
     }
 
     /// Writes all of `data`.
@@ -41,6 +65,23 @@ impl DirectFile {
     /// The descriptor, for an [`super::Engine`]; open as long as `self`.
     pub fn raw(&self) -> RawFd {
         self.file.as_raw_fd()
+    }
+
+    /// Whether somebody else has the file open, this process through another descriptor included.
+    pub fn is_shared(&self) -> io::Result<bool> {
+        match self.lease(libc::F_WRLCK) {
+            Ok(()) => self.lease(libc::F_UNLCK).map(|()| false),
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn lease(&self, kind: libc::c_int) -> io::Result<()> {
+        // SAFETY: the descriptor is open for the whole call; no memory is passed.
+        match unsafe { libc::fcntl(self.file.as_raw_fd(), libc::F_SETLEASE, kind) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
     }
 
     /// Makes all completed writes durable.

@@ -3,6 +3,9 @@
 //! A module sees block keys and answers with keys. It never touches data, so a bad decision costs
 //! speed and never content.
 
+mod ghost;
+mod groups;
+mod queue;
 pub mod s3fifo;
 
 /// A block of an image, as the pool numbers them; opaque to modules.
@@ -24,6 +27,9 @@ pub trait Module: Send {
     fn inserted(&mut self, key: Key);
     /// Picks a resident block to evict and forgets it; `None` when it knows no block.
     fn victim(&mut self, heat: &dyn Heat) -> Option<Key>;
+    /// Forgets every block that is not resident any more. Called when many went at once, by another
+    /// way than [`Module::victim`].
+    fn sweep(&mut self, heat: &dyn Heat);
     /// Blocks it keeps account of.
     fn len(&self) -> usize;
     /// True when it keeps account of no block.

@@ -4,9 +4,20 @@
 //! 2023. New blocks enter the small queue (a tenth of all); those used more than once there move
 //! to the main queue, the others leave and are remembered in the ghost, from which they would
 //! return straight to the main queue. In the main queue a used block gets another round.
+//!
+//! # Memory
+//! At most 8 bytes per resident block at any number of blocks, and a few KiB:
+//! - 5 in a queue, as a short name ([`super::groups`]) in pieces that never double ([`super::queue`]);
+//! - 1.8, for a while up to 2.3, in the ghost: 2 bytes for each block of the main queue
+//!   ([`super::ghost`]);
+//! - less than 0.6 for the groups, where a tenth of a percent of an image or more is resident.
+//!
+//! Blocks that left the cache by another door (an image was deleted) stay in the queues until their turn
+//! comes or somebody sweeps.
 
-use std::collections::VecDeque;
-
+use super::ghost::Ghost;
+use super::groups::{Groups, Short};
+use super::queue::Queue;
 use super::{Heat, Key, Module};
 
 /// The small queue's share of all blocks: one in this many.
@@ -14,33 +25,50 @@ const SMALL_SHARE: usize = 10;
 /// Uses in the small queue that earn a place in the main queue.
 const PROMOTE_HEAT: u8 = 2;
 
-/// The state of the algorithm: 8 bytes per resident block and 8 per remembered one.
+/// The state of the algorithm.
 #[derive(Default)]
 pub struct S3Fifo {
-    small: VecDeque<Key>,
-    main: VecDeque<Key>,
+    small: Queue,
+    main: Queue,
     ghost: Ghost,
+    groups: Groups,
 }
 
 impl Module for S3Fifo {
     fn inserted(&mut self, key: Key) {
+        let short = self.groups.enter(key);
         if self.ghost.forget(key) {
-            self.main.push_back(key);
+            self.main.push(short);
         } else {
-            self.small.push_back(key);
+            self.small.push(short);
         }
     }
 
     fn victim(&mut self, heat: &dyn Heat) -> Option<Key> {
+        self.ghost.fit(self.len() - self.len() / SMALL_SHARE);
         loop {
             let small_is_large = self.small.len() * SMALL_SHARE >= self.len();
-            let found = if small_is_large || self.main.is_empty() {
+            let found = if small_is_large || self.main.len() == 0 {
                 self.victim_of_small(heat)
             } else {
                 self.victim_of_main(heat)
             };
             if found.is_some() || self.is_empty() {
                 return found;
+            }
+        }
+    }
+
+    fn sweep(&mut self, heat: &dyn Heat) {
+        for queue in [&mut self.small, &mut self.main] {
+            for _ in 0..queue.len() {
+                let Some(short) = queue.pop() else {
+                    break;
+                };
+                match heat.heat(self.groups.key(short)) {
+                    Some(_) => queue.push(short),
+                    None => _ = self.groups.leave(short),
+                }
             }
         }
     }
@@ -53,15 +81,16 @@ impl Module for S3Fifo {
 impl S3Fifo {
     /// Looks at the oldest small block: a victim, or promoted, or gone already.
     fn victim_of_small(&mut self, heat: &dyn Heat) -> Option<Key> {
-        let key = self.small.pop_front()?;
-        match heat.heat(key)? {
+        let short = self.small.pop()?;
+        match self.heat_or_leave(short, heat)? {
             uses if uses >= PROMOTE_HEAT => {
-                heat.set_heat(key, 0);
-                self.main.push_back(key);
+                heat.set_heat(self.groups.key(short), 0);
+                self.main.push(short);
                 None
             }
             _ => {
-                self.ghost.remember(key, self.main.len() + self.small.len());
+                let key = self.groups.leave(short);
+                self.ghost.remember(key);
                 Some(key)
             }
         }
@@ -69,61 +98,24 @@ impl S3Fifo {
 
     /// Looks at the oldest main block: a victim, or given another round, or gone already.
     fn victim_of_main(&mut self, heat: &dyn Heat) -> Option<Key> {
-        let key = self.main.pop_front()?;
-        match heat.heat(key)? {
-            0 => Some(key),
+        let short = self.main.pop()?;
+        match self.heat_or_leave(short, heat)? {
+            0 => Some(self.groups.leave(short)),
             uses => {
-                heat.set_heat(key, uses - 1);
-                self.main.push_back(key);
+                heat.set_heat(self.groups.key(short), uses - 1);
+                self.main.push(short);
                 None
             }
         }
     }
-}
 
-/// Blocks evicted lately, as a table of fingerprints; an entry is valid while fewer blocks than the
-/// cache holds have been remembered after it. A collision only loses an old memory.
-#[derive(Default)]
-struct Ghost {
-    /// Fingerprint and the number of the memory; number 0 is an empty place.
-    places: Vec<(u32, u32)>,
-    latest: u32,
-    valid: u32,
-}
-
-impl Ghost {
-    const PLACES_MIN: usize = 1024;
-
-    fn remember(&mut self, key: Key, cache_blocks: usize) {
-        let wanted = cache_blocks.next_power_of_two().max(Self::PLACES_MIN);
-        if wanted > self.places.len() {
-            self.places = vec![(0, 0); wanted]; // growing forgets: rare, and harmless
-        }
-        self.valid = u32::try_from(cache_blocks).unwrap_or(u32::MAX);
-        self.latest = self.latest.wrapping_add(1).max(1);
-        let (place, print) = self.place(key);
-        self.places[place] = (print, self.latest);
-    }
-
-    /// Removes the memory of `key`; true if there was one.
-    fn forget(&mut self, key: Key) -> bool {
-        if self.places.is_empty() {
-            return false;
-        }
-        let (place, print) = self.place(key);
-        let (known, number) = self.places[place];
-        let found =
-            number != 0 && known == print && self.latest.wrapping_sub(number) < self.valid.max(1);
-        if found {
-            self.places[place] = (0, 0);
+    /// The heat of a block taken from a queue; one that is gone is forgotten.
+    fn heat_or_leave(&mut self, short: Short, heat: &dyn Heat) -> Option<u8> {
+        let found = heat.heat(self.groups.key(short));
+        if found.is_none() {
+            self.groups.leave(short);
         }
         found
-    }
-
-    fn place(&self, key: Key) -> (usize, u32) {
-        let hash = xxhash_rust::xxh3::xxh3_64(&key.0.to_le_bytes());
-        let place = (hash as usize) & (self.places.len() - 1);
-        (place, (hash >> 32) as u32)
     }
 }
 

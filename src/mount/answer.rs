@@ -36,6 +36,8 @@ pub struct Entry {
 pub struct Opened {
     /// What the kernel calls it from now on.
     pub number: u64,
+    /// The registered file that the kernel reads instead of asking, for FOPEN_PASSTHROUGH.
+    pub backing: Option<u32>,
 }
 
 /// What getxattr(2) and listxattr(2) give.

@@ -13,6 +13,7 @@ use super::handles::Handles;
 use super::kernel::Kernel;
 use super::listing::{Listings, OpenDir};
 use super::nodes::{Inode, Nodes};
+use super::plane::Planes;
 use crate::config::Config;
 use crate::image::Images;
 use crate::store::executor::Executor;
@@ -30,6 +31,7 @@ pub struct Core {
     pub listings: Listings,
     pub last_stat_fs: Mutex<Option<StatFs>>,
     pub read_only: bool,
+    pub planes: Planes,
     pub control_uids: Vec<u32>,
     pub control_socket: PathBuf,
     /// The way to tell the kernel something unasked; there once mounted.
@@ -57,6 +59,7 @@ impl Core {
             listings: Listings::default(),
             last_stat_fs: Mutex::new(None),
             read_only: config.read_only,
+            planes: Planes::new(config),
             control_uids: config.control_uids.clone(),
             control_socket: control_socket.to_owned(),
             kernel: OnceLock::new(),

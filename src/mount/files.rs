@@ -3,9 +3,12 @@
 use std::ffi::OsString;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
 use super::answer::{Answer, Entry, Opened, open_mode, refuse};
 use super::core::{Core, with};
 use super::nodes::Inode;
+use crate::image::plane::{Seat, Why};
 use crate::image::{Handle, Permit, ReadDone};
 use crate::store::{Attr, Caller, Error, Node, OpenMode, Result, SetAttr, StoreFile};
 
@@ -17,6 +20,8 @@ pub struct OpenFile {
     pub handle: Arc<Handle>,
     pub inode: Arc<Inode>,
     pub write: bool,
+    /// Given back at the release.
+    seat: Mutex<Option<Seat>>,
 }
 
 impl Core {
@@ -38,36 +43,37 @@ impl Core {
         Ok((file, attr))
     }
 
-    /// Joins a store file to its image.
+    /// Joins a store file to its image. ESTALE where it has changed under those who read it directly.
     pub fn join(
         &self,
         inode: &Arc<Inode>,
         file: Arc<dyn StoreFile>,
         attr: &Attr,
         mode: OpenMode,
-    ) -> Arc<Handle> {
+    ) -> Result<Arc<Handle>> {
         let path = self.nodes.path(inode.nodeid);
         let name = path.to_string_lossy();
         self.images.open(&name, file, attr, mode.write)
     }
 
-    /// Makes a store file an open file with a number. EIO when the mount is ending.
-    fn opened(
+    /// Makes an open image an open file with a number. EIO when the mount is ending.
+    pub fn opened(
         &self,
         inode: Arc<Inode>,
-        file: Arc<dyn StoreFile>,
-        attr: &Attr,
+        handle: Arc<Handle>,
+        seat: Seat,
         mode: OpenMode,
     ) -> Result<Opened> {
-        let handle = self.join(&inode, file, attr, mode);
         inode.opened();
+        let backing = seat.backing();
         let file = OpenFile {
             handle,
             inode,
             write: mode.write,
+            seat: Mutex::new(Some(seat)),
         };
         match self.files.insert(Arc::new(file)) {
-            Ok(number) => Ok(Opened { number }),
+            Ok(number) => Ok(Opened { number, backing }),
             Err(file) => {
                 close(&file);
                 Err(Error::from_errno(libc::EIO))
@@ -81,16 +87,13 @@ impl Core {
             return refuse(answer, libc::EROFS);
         }
         with(answer, self.inode(nodeid), |answer, inode| {
-            let asked = inode.clone();
-            self.ask(
-                "open",
-                answer,
-                move |core| core.open_store(&who, &asked.node, mode),
-                move |core, (file, attr)| {
-                    inode.remember(&attr);
-                    core.opened(inode, file, &attr, mode)
-                },
-            );
+            let (finder, core, asked) = (self.clone(), self.clone(), inode.clone());
+            let find = move || finder.find(&who, &asked, mode);
+            self.executor.submit("open", find, move |found| {
+                with(answer, found, |answer, found| {
+                    core.take_plane(inode, found, mode, answer);
+                });
+            });
         });
     }
 
@@ -118,10 +121,29 @@ impl Core {
                 move |core, (node, attr, file)| {
                     let inode = core.nodes.enter(nodeid, &told, node, &attr);
                     let entry = core.entry(&inode, &attr);
-                    Ok((entry, core.opened(inode, file, &attr, mode)?))
+                    Ok((entry, core.opened_new(inode, file, &attr, mode)?))
                 },
             );
         });
+    }
+
+    /// Opens an image that has just been made. Nobody can have said yet that it is immutable, and a rule that
+    /// says so must let it come into being.
+    fn opened_new(
+        &self,
+        inode: Arc<Inode>,
+        file: Arc<dyn StoreFile>,
+        attr: &Attr,
+        mode: OpenMode,
+    ) -> Result<Opened> {
+        let seats = &self.images.seats;
+        let seat = match mode.write {
+            true => Some(seats.sit_to_write(inode.id)?),
+            false => seats.sit_to_read(inode.id, Some(Why::NotImmutable))?,
+        };
+        let seat = seat.ok_or_else(|| Error::from_errno(libc::EIO))?;
+        let handle = self.join(&inode, file, attr, mode)?;
+        self.opened(inode, handle, seat, mode)
     }
 
     pub fn read(&self, number: u64, offset: u64, length: u32, done: ReadDone) {
@@ -285,6 +307,8 @@ impl Core {
 fn close(file: &OpenFile) {
     file.handle.release();
     file.inode.closed();
+    let seat = file.seat.lock().take();
+    drop(seat);
 }
 
 /// The kernel asks for a creation because it saw no such name. If one has come up meanwhile (another

@@ -79,7 +79,10 @@ impl Core {
         };
         dir.take_batch(self, 0, entries, true);
         match self.dirs.insert(Arc::new(dir)) {
-            Ok(number) => Ok(Opened { number }),
+            Ok(number) => Ok(Opened {
+                number,
+                backing: None,
+            }),
             Err(_) => Err(Error::from_errno(libc::EIO)), // the mount is ending
         }
     }

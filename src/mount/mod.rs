@@ -12,6 +12,7 @@
 //! [`serve`] returns; after that nothing of the mount is used any more.
 
 mod answer;
+mod backing;
 mod caller;
 mod core;
 mod files;
@@ -20,6 +21,7 @@ mod kernel;
 mod listing;
 mod names;
 mod nodes;
+mod plane;
 mod point;
 mod portable;
 mod session;
@@ -69,6 +71,7 @@ pub fn serve(
     let core = Core::new(config, store, images, executor, control_socket, inodes_max);
     let core = Arc::new(core);
     let mounted = Mounted::new(config, core.clone())?;
+    core.planes.begin(mounted.device());
     let serving = mounted.serve(config, &core)?;
     let kernel = core.kernel.get_or_init(|| serving.kernel()).clone();
     let forgetter = start_forgetter(core.clone(), kernel);

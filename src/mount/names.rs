@@ -211,6 +211,10 @@ impl Core {
         let Some((node, attr)) = victim else { return };
         if self.is_gone(who, &node) {
             self.images.removed(attr.id);
+            let removed = self.store.remove_sides(&self.callers.own(), attr.id);
+            if let Err(error) = removed {
+                log::debug!("settings of a removed image stay behind: {error}");
+            }
         }
     }
 

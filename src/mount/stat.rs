@@ -5,11 +5,12 @@ use std::sync::Arc;
 use super::answer::{Answer, Shown, refuse};
 use super::core::{Core, with};
 use super::nodes::{Inode, ROOT};
+use super::plane::Found;
 use crate::image::Handle;
 use crate::store::{Attr, Caller, Kind, OpenMode, Result, SetAttr, StatFs};
 
 /// How a file is opened to be truncated by name.
-const FOR_TRUNCATION: OpenMode = OpenMode {
+pub const FOR_TRUNCATION: OpenMode = OpenMode {
     read: false,
     write: true,
     sync: false,
@@ -96,10 +97,10 @@ impl Core {
         } = change;
         let (core, opener) = (self.clone(), self.clone());
         let (asker, asked) = (who.clone(), inode.clone());
-        let open = move || opener.open_store(&asker, &asked.node, FOR_TRUNCATION);
-        let opened = move |result| {
-            with(answer, result, |answer, (file, attr)| {
-                let handle = core.join(&inode, file, &attr, FOR_TRUNCATION);
+        let open = move || opener.find(&asker, &asked, FOR_TRUNCATION);
+        let opened = move |result: Result<Found>| {
+            let joined = result.and_then(|found| found.join(&core, &inode));
+            with(answer, joined, |answer, (handle, seat)| {
                 let change = Change {
                     who,
                     inode,
@@ -107,7 +108,10 @@ impl Core {
                     set,
                     answer,
                 };
-                core.truncate(&handle, change, |handle| handle.release());
+                core.truncate(&handle, change, |handle| {
+                    handle.release();
+                    drop(seat);
+                });
             });
         };
         self.executor.submit("truncate", open, opened);

@@ -11,6 +11,8 @@ use super::nodes::{AclAnswer, Inode, ROOT};
 use crate::store::{Caller, Error, Kind, Result};
 
 const OUR_PREFIX: &[u8] = b"user.flashside.";
+/// The verb that says that nobody writes an image.
+const IMMUTABLE: &str = "user.flashside.immutable";
 const SECURITY_PREFIX: &[u8] = b"security.";
 const TRUSTED_PREFIX: &[u8] = b"trusted.";
 /// The ACLs, whose answers are remembered: without them the kernel cannot check permissions, and a
@@ -32,6 +34,9 @@ impl Core {
             return;
         };
         with(answer, self.inode(nodeid), |answer, inode| {
+            if name == IMMUTABLE && inode.kind == Kind::File {
+                return self.tell_immutable(inode, size, answer);
+            }
             if let Some(verb) = name.as_bytes().strip_prefix(OUR_PREFIX) {
                 let value = self.our_value(&inode, verb).ok_or(libc::ENODATA);
                 return answer(give(size, value));
@@ -66,7 +71,7 @@ impl Core {
             }
             // Write-through: what is acknowledged is in the store.
             b"dirty" if is_file => Some(b"0".to_vec()),
-            b"plane" if is_file => Some(b"daemon".to_vec()),
+            b"plane" if is_file => Some(self.images.plane(inode.id).into_bytes()),
             _ => None,
         }
     }
@@ -96,6 +101,9 @@ impl Core {
         (name, value, flags): (OsString, Vec<u8>, i32),
         answer: Answer<()>,
     ) {
+        if name.as_bytes().starts_with(OUR_PREFIX) {
+            return self.set_ours(who, nodeid, (name, Some(value)), answer);
+        }
         self.change_xattr(who, nodeid, name, answer, move |core, who, inode, name| {
             core.keeping_version(who, inode, || {
                 core.store.set_xattr(who, &inode.node, name, &value, flags)
@@ -110,6 +118,9 @@ impl Core {
         name: OsString,
         answer: Answer<()>,
     ) {
+        if name.as_bytes().starts_with(OUR_PREFIX) {
+            return self.set_ours(who, nodeid, (name, None), answer);
+        }
         self.change_xattr(who, nodeid, name, answer, |core, who, inode, name| {
             core.keeping_version(who, inode, || {
                 core.store.remove_xattr(who, &inode.node, name)
@@ -128,9 +139,6 @@ impl Core {
         let Some(answer) = allowed(&name, answer) else {
             return;
         };
-        if name.as_bytes().starts_with(OUR_PREFIX) {
-            return refuse(answer, self.refuse_verb(&who, &name));
-        }
         with(answer, self.inode(nodeid), |answer, inode| {
             self.ask(
                 "setxattr",
@@ -147,13 +155,56 @@ impl Core {
         });
     }
 
-    /// Our verbs that can be set are yet to come; who may set them is decided already (rule 16).
-    fn refuse_verb(&self, who: &Caller, name: &OsStr) -> i32 {
+    /// Sets one of our verbs, or takes its value back; for root and those the configuration names (rule 16).
+    fn set_ours(
+        self: &Arc<Self>,
+        who: Caller,
+        nodeid: u64,
+        (name, value): (OsString, Option<Vec<u8>>),
+        answer: Answer<()>,
+    ) {
         if who.uid != 0 && !self.control_uids.contains(&who.uid) {
-            return libc::EPERM;
+            return refuse(answer, libc::EPERM);
         }
-        log::warn!("{} cannot be set", name.to_string_lossy());
-        libc::EINVAL
+        with(answer, self.inode(nodeid), |answer, inode| {
+            if name != IMMUTABLE || inode.kind != Kind::File {
+                log::warn!("{} cannot be set", name.to_string_lossy());
+                return refuse(answer, libc::EINVAL);
+            }
+            let immutable = match value.as_deref() {
+                None => None,
+                Some(b"0") => Some(false),
+                Some(b"1") => Some(true),
+                Some(other) => {
+                    let other = String::from_utf8_lossy(other);
+                    log::warn!("{IMMUTABLE} is 0 or 1, not {other}: nothing is changed");
+                    return refuse(answer, libc::EINVAL);
+                }
+            };
+            self.ask(
+                "setxattr",
+                answer,
+                move |core| {
+                    let path = core.nodes.path(inode.nodeid);
+                    core.immutability()
+                        .set(&core.images, inode.id, &path, immutable)
+                        .map_err(|error| error.logged(&path))
+                },
+                |_, ()| Ok(()),
+            );
+        });
+    }
+
+    fn tell_immutable(self: &Arc<Self>, inode: Arc<Inode>, size: u32, answer: Answer<Value>) {
+        self.ask(
+            "getxattr",
+            answer,
+            move |core| core.is_immutable(&inode),
+            move |_, immutable| {
+                let text: &[u8] = if immutable { b"1" } else { b"0" };
+                give(size, Ok(text.to_vec()))
+            },
+        );
     }
 }
 

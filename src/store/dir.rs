@@ -13,6 +13,7 @@ pub mod closer;
 pub mod file;
 pub mod listing;
 pub mod node;
+pub mod side;
 pub mod tree;
 
 use std::ffi::{CString, OsStr, OsString};
@@ -27,7 +28,8 @@ use self::node::DirNode;
 use self::tree::{Tree, open_object};
 use super::identity::{Filesystem, store_identity};
 use super::{
-    Attr, Caller, DirEntry, Kind, Node, OpenMode, Result, SetAttr, StatFs, Store, StoreFile,
+    Attr, Caller, DirEntry, ImageId, Kind, Node, OpenMode, Result, SetAttr, StatFs, Store,
+    StoreFile,
 };
 
 /// What flashside keeps in a store, at its root; hidden from the mount.
@@ -322,6 +324,18 @@ impl Store for DirStore {
 
     fn stat_fs(&self, who: &Caller) -> Result<StatFs> {
         self.on(who, &self.root(), |fd| calls::stat_fs(fd.as_fd()))
+    }
+
+    fn read_side(&self, who: &Caller, id: ImageId, name: &str) -> Result<Vec<u8>> {
+        side::read(&self.tree, who, id, name)
+    }
+
+    fn write_side(&self, who: &Caller, id: ImageId, name: &str, bytes: &[u8]) -> Result<()> {
+        side::write(&self.tree, who, id, name, bytes)
+    }
+
+    fn remove_sides(&self, who: &Caller, id: ImageId) -> Result<()> {
+        side::remove_all(&self.tree, who, id)
     }
 }
 

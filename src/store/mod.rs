@@ -296,6 +296,13 @@ pub trait Store: Send + Sync {
     fn remove_xattr(&self, who: &Caller, node: &Node, name: &OsStr) -> Result<()>;
     fn sync_dir(&self, who: &Caller, node: &Node) -> Result<()>;
     fn stat_fs(&self, who: &Caller) -> Result<StatFs>;
+    /// What flashside keeps in the store about an image under `name`; ENOENT where there is nothing. It
+    /// goes by the image's id and is not seen through the mount.
+    fn read_side(&self, who: &Caller, id: ImageId, name: &str) -> Result<Vec<u8>>;
+    /// Replaces it, in one step that is durable when this returns.
+    fn write_side(&self, who: &Caller, id: ImageId, name: &str, bytes: &[u8]) -> Result<()>;
+    /// Removes everything kept about an image, with its last link; nothing there is no error.
+    fn remove_sides(&self, who: &Caller, id: ImageId) -> Result<()>;
 }
 
 /// An open file of the store. Dropping it closes it.

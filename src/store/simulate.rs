@@ -444,6 +444,21 @@ impl Store for Simulated {
         self.link.pass();
         self.inner.stat_fs(who)
     }
+
+    fn read_side(&self, who: &Caller, id: ImageId, name: &str) -> Result<Vec<u8>> {
+        self.link.pass();
+        self.inner.read_side(who, id, name)
+    }
+
+    fn write_side(&self, who: &Caller, id: ImageId, name: &str, bytes: &[u8]) -> Result<()> {
+        self.link.pass();
+        self.inner.write_side(who, id, name, bytes)
+    }
+
+    fn remove_sides(&self, who: &Caller, id: ImageId) -> Result<()> {
+        self.link.pass();
+        self.inner.remove_sides(who, id)
+    }
 }
 
 #[cfg(test)]

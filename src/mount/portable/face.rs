@@ -29,6 +29,9 @@ const REQUEST_BYTES_MAX: u32 = 1 << 20;
 /// because those stuck on a hanging store must not stop reads of what is resident.
 const BACKGROUND_MAX: u16 = 16384;
 
+/// Files for passthrough lie on a filesystem that is not stacked on another.
+const STACK_DEPTH: u32 = 1;
+
 /// What we ask the kernel for, each only where offered. Never FUSE_WRITEBACK_CACHE (writes must
 /// reach us when they are made) nor FUSE_OVER_IO_URING (fuser does not speak it).
 const CAPABILITIES: [InitFlags; 6] = [
@@ -67,6 +70,12 @@ impl Filesystem for Face {
             if config.add_capabilities(capability).is_err() {
                 log::debug!("the kernel does not offer {capability:?}");
             }
+        }
+        if self.core.planes.auto {
+            let offered = config
+                .add_capabilities(InitFlags::FUSE_PASSTHROUGH)
+                .is_ok_and(|()| config.set_max_stack_depth(STACK_DEPTH).is_ok());
+            self.core.planes.negotiated(offered);
         }
         let refused = config
             .set_max_write(REQUEST_BYTES_MAX)

@@ -1,5 +1,5 @@
 //! What fuser does: it mounts, negotiates with the kernel, and can serve the whole session with its own
-//! threads, on any system it knows and with everything on the daemon plane. fuser's types stay here.
+//! threads, on any system it knows and with everything it can do. fuser's types stay here.
 
 mod attr;
 mod face;
@@ -8,7 +8,7 @@ mod replies;
 use std::ffi::OsStr;
 use std::io;
 use std::mem::ManuallyDrop;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
@@ -48,6 +48,11 @@ impl Mounted {
         let face = Face::new(core, ending);
         let session = fuser::Session::new(face, &config.mountpoint, &session_config(config))?;
         Ok(Mounted { session, ended })
+    }
+
+    /// A descriptor of the connection.
+    pub fn device(&self) -> io::Result<OwnedFd> {
+        self.session.as_fd().try_clone_to_owned()
     }
 
     /// Begins to serve, as the configuration asks.

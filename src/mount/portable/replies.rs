@@ -70,7 +70,15 @@ pub fn attr(reply: ReplyAttr) -> Answer<Shown> {
 
 pub fn file(reply: ReplyOpen) -> Answer<Opened> {
     with(reply, |reply, opened: Opened| {
-        reply.opened(FileHandle(opened.number), OPENED);
+        let number = FileHandle(opened.number);
+        let Some(backing) = opened.backing else {
+            return reply.opened(number, OPENED);
+        };
+        // SAFETY: the number is registered while the file is open, and `into_raw` below keeps fuser from closing
+        // it.
+        let backing = unsafe { reply.wrap_backing(backing) };
+        reply.opened_passthrough(number, FopenFlags::empty(), &backing);
+        backing.into_raw();
     })
 }
 

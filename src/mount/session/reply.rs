@@ -10,7 +10,7 @@ use zerocopy::{Immutable, IntoBytes};
 use super::device::Device;
 use super::wire::{
     AttrOut, AttrWords, CreateOut, Dirent, EntryOut, FOPEN_DIRECT_IO, FOPEN_PARALLEL_DIRECT_WRITES,
-    GetxattrOut, LseekOut, OpenOut, OutHeader, StatfsOut, WriteOut,
+    FOPEN_PASSTHROUGH, GetxattrOut, LseekOut, OpenOut, OutHeader, StatfsOut, WriteOut,
 };
 use crate::image::ReadDone;
 use crate::mount::answer::{Answer, Entry, Listed, ListedName, Opened, Shown, TTL, Value, errno};
@@ -215,12 +215,19 @@ fn entry_out(entry: &Entry) -> EntryOut {
     }
 }
 
-/// Past the kernel's page cache, as the guest has its own.
+/// Straight from the registered file; or past the kernel's page cache, as the guest has its own.
 fn file_out(opened: &Opened) -> OpenOut {
-    OpenOut {
-        fh: opened.number,
-        open_flags: FOPEN_DIRECT_IO | FOPEN_PARALLEL_DIRECT_WRITES,
-        backing_id: 0,
+    match opened.backing {
+        Some(backing) => OpenOut {
+            fh: opened.number,
+            open_flags: FOPEN_PASSTHROUGH,
+            backing_id: backing as i32,
+        },
+        None => OpenOut {
+            fh: opened.number,
+            open_flags: FOPEN_DIRECT_IO | FOPEN_PARALLEL_DIRECT_WRITES,
+            backing_id: 0,
+        },
     }
 }
 

@@ -48,6 +48,7 @@ pub mod opcode {
 /// Bits of [`OpenOut::open_flags`].
 pub const FOPEN_DIRECT_IO: u32 = 1 << 0;
 pub const FOPEN_PARALLEL_DIRECT_WRITES: u32 = 1 << 6;
+pub const FOPEN_PASSTHROUGH: u32 = 1 << 7;
 /// A bit of [`WriteIn::write_flags`]: set-uid and set-gid have to go.
 pub const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 /// A bit of [`FsyncIn::fsync_flags`]: content, not attributes.

@@ -189,3 +189,39 @@ fn operations_have_the_callers_rights_not_the_daemons() {
     let made = rig.store.make_dir(&stranger, &root, OsStr::new("d"), 0o700);
     assert_eq!(errno(made), libc::EACCES);
 }
+
+#[test]
+fn side_files_go_by_the_id_and_are_replaced_whole() {
+    let rig = Rig::new();
+    let id = ImageId { ino: 7, tag: 9 };
+    let other = ImageId { ino: 7, tag: 10 };
+    let read = |id| rig.store.read_side(&rig.who, id, "settings.json");
+    assert_eq!(errno(read(id)), libc::ENOENT);
+    rig.store.remove_sides(&rig.who, id).expect("nothing there");
+    for text in [&b"one, and longer"[..], b"two"] {
+        let written = rig.store.write_side(&rig.who, id, "settings.json", text);
+        written.expect("written");
+        assert_eq!(read(id).expect("read"), text);
+    }
+    assert_eq!(errno(read(other)), libc::ENOENT);
+    let dir = rig.path(".flashside").join(id.to_string());
+    let left: Vec<_> = std::fs::read_dir(&dir).expect("its directory").collect();
+    assert_eq!(left.len(), 1, "{left:?}");
+    rig.store.remove_sides(&rig.who, id).expect("removed");
+    assert!(!dir.exists());
+    assert_eq!(errno(read(id)), libc::ENOENT);
+}
+
+#[test]
+fn side_files_are_not_looked_for_through_links() {
+    let rig = Rig::new();
+    let id = ImageId { ino: 7, tag: 9 };
+    let elsewhere = tempfile::tempdir().expect("tempdir");
+    std::os::unix::fs::symlink(elsewhere.path(), rig.path(".flashside")).expect("symlink");
+    let written = rig.store.write_side(&rig.who, id, "settings.json", b"x");
+    assert!(written.is_err());
+    assert_eq!(
+        std::fs::read_dir(elsewhere.path()).expect("list").count(),
+        0
+    );
+}
