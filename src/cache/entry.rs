@@ -488,7 +488,7 @@ impl Entry {
     /// somebody is inserting into it right now, or the image is held. The module finds out when it comes
     /// across it.
     pub fn give_up(&self, block: u64) -> u64 {
-        let Some(_claim) = self.claims.try_evict(block) else {
+        let Some(_claim) = self.claims.try_alone(block) else {
             return 0;
         };
         if self.is_held() {

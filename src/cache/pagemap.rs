@@ -135,8 +135,8 @@ impl PageMap {
         self.with(block, bits).flatten().unwrap_or(0)
     }
 
-    /// Marks `pages` resident; where they are not `verified` their blocks are not. Returns the blocks that were not in a module's queue; they count as
-    /// queued from now on.
+    /// Marks `pages` resident; where they are not `verified` their blocks are not. Returns the blocks that
+    /// were not in a module's queue; they count as queued from now on.
     pub fn set(&self, pages: &Pages, verified: bool) -> Vec<u64> {
         let mut new_blocks = Vec::new();
         for (block, mask) in masks(pages) {
@@ -205,15 +205,14 @@ impl PageMap {
 
     /// Counts every block with resident pages as queued and much used; returns those that were not queued.
     pub fn queue_all(&self) -> Vec<u64> {
-        let chunks = self.chunks.read().clone();
+        let places = self.places.read();
         let mut new_blocks = Vec::new();
-        for (number, chunk) in (0u64..).zip(&chunks) {
-            let Some(chunk) = chunk else { continue };
-            for at in 0..CHUNK_BLOCKS as usize {
-                if chunk.resident[at].load(Ordering::Acquire) != 0
-                    && chunk.flags[at].fetch_or(QUEUED | HEAT_MASK, Ordering::AcqRel) & QUEUED == 0
-                {
-                    new_blocks.push(number * CHUNK_BLOCKS + at as u64);
+        for (number, chunk) in places.chunks(0) {
+            let there = (0..CHUNK_BLOCKS).filter(|at| chunk.resident(*at as usize) != 0);
+            for at in there {
+                chunk.set_heat(at as usize, u8::MAX);
+                if chunk.enqueue(at as usize) {
+                    new_blocks.push(number * CHUNK_BLOCKS + at);
                 }
             }
         }
