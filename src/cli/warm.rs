@@ -135,7 +135,8 @@ fn told(status: &WarmStatus) -> String {
             format!("{shares}, {missing} not: the cache device failed: {why}")
         }
         Some(WarmEnd::Busy) => format!(
-            "{shares}, {missing} not: guests write to the image; run the command again to go on"
+            "{shares}, {missing} not: guests write to the image, or a reader of an earlier mount \
+             still has it; run the command again to go on"
         ),
         None => format!("{shares}, and then the daemon ended: mount again and repeat the command"),
     }
