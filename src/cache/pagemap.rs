@@ -203,7 +203,8 @@ impl PageMap {
         self.with(block, |chunk, at| chunk.set_heat(at, heat));
     }
 
-    /// Counts every block with resident pages as queued and much used; returns those that were not queued.
+    /// Counts every block with resident pages as queued and much used; returns those that were not
+    /// queued.
     pub fn queue_all(&self) -> Vec<u64> {
         let places = self.places.read();
         let mut new_blocks = Vec::new();
