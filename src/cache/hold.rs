@@ -261,9 +261,7 @@ impl Entry {
         state.void.clear();
         drop(state);
         self.holds.held.store(false, Ordering::SeqCst);
-        for block in self.map.queue_all() {
-            module.inserted(self.key(block));
-        }
+        self.map.queue_all(|block| module.inserted(self.key(block)));
     }
 }
 

@@ -269,6 +269,11 @@ impl Pool {
         self.by_number.read().get(number)?.upgrade()
     }
 
+    /// `bytes` of an image were dropped without the module's asking.
+    pub fn note_dropped(&self, entry: &Entry, bytes: u64) {
+        entry.device.note_stale(bytes / super::BLOCK_BYTES, self);
+    }
+
     /// Forgets an image that nobody uses and that has nothing on flash.
     pub fn forget_if_empty(&self, id: ImageId) {
         let unused = self.entries.remove_if(&id, |_, entry| {
