@@ -9,8 +9,8 @@
 # block. What makes room for 1 TiB is beneath and beside it. The store's image is one hole on a
 # tmpfs. The cache is XFS on a zram disk, which keeps a page of zeros as an entry of 16 bytes in its
 # table; so 1 TiB takes about 7 GiB of the kernel's memory, the page records included, and none of
-# disk. Blocks are fetched in a random order of whole MiBs, so that no stream is seen, and read
-# again as the last page of one and the first of the next in one request.
+# disk. Blocks are fetched by `flashside warm`, and read again with the last page of one and the first
+# of the next in one request.
 #
 # Prints the daemon's RSS after each step, its peak, and bytes per block beyond the RSS after the
 # mount; writes them as JSON to <target>/bench/memory.json. Asserts nothing. Needs root, /dev/fuse,
@@ -115,12 +115,13 @@ resident_bytes() {
         awk -F'[:,]' '/"resident_bytes"/ { sum += $2 } END { printf "%.0f\n", sum }'
 }
 
-# job IMAGE ARG…: reads with 8 requests in flight.
-job() {
-    local image=$1
-    shift
-    fio --name=memory --filename="$DIR/mount/$image" --readonly --direct=1 --ioengine=libaio \
-        --iodepth=8 --minimal "$@" </dev/null >/dev/null
+# fetch IMAGE: all of it, as users do it.
+fetch() { "$TARGET/release/flashside" warm "$DIR/mount/$1" >/dev/null; }
+
+# read_blocks IMAGE MIB: one page of every block, eight requests in flight.
+read_blocks() {
+    fio --name=memory --filename="$DIR/mount/$1" --readonly --direct=1 --ioengine=libaio --iodepth=8 \
+        --rw=read:120k --bs=8k --offset=60k --io_size="$(($2 * 64))k" --minimal </dev/null >/dev/null
 }
 
 # report STEP: waits for what is still on its way to flash, then one row.
@@ -140,18 +141,13 @@ measure() {
     SECONDS=0
     report "after the mount"
     say "fetching $BLOCKS blocks"
-    job disk.img --rw=randread --bs=1M
-    # A reader is answered before its blocks are on flash.
-    for _ in $(seq 30); do
-        [ "$(resident_bytes)" -lt $((MIB << 20)) ] || break
-        sleep 1
-    done
+    fetch disk.img
     report "filled"
-    job disk.img --rw=read:120k --bs=8k --offset=60k --io_size="$((MIB * 64))k"
+    read_blocks disk.img "$MIB"
     report "every block read again"
-    job more.img --rw=randread --bs=1M
+    fetch more.img
     report "an eighth replaced"
-    job more.img --rw=randread --bs=1M
+    read_blocks more.img "$MORE_MIB"
     report "and read again"
     stop_daemon
     start_daemon

@@ -8,6 +8,7 @@ GUEST_PACKAGES=(debootstrap e2fsprogs)
 GUEST_QEMU_PACKAGES=(qemu-system-x86)
 GUEST_BOOT_S_MAX=${FLASHSIDE_GUEST_BOOT_S_MAX:-180}
 GUEST_DISK_SIZE=512M
+GUEST_MEMORY_MIB=${FLASHSIDE_GUEST_MEMORY_MIB:-512}
 guest_cache=${FLASHSIDE_GUEST_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/flashside/guest}
 guest_init=$(dirname "${BASH_SOURCE[0]}")/guest-init.sh
 
@@ -73,16 +74,18 @@ guest_write_disk() {
 }
 
 # guest_start DISK CONSOLE [ARGUMENT…]: starts QEMU in the background as a hypervisor would run it (O_DIRECT,
-# discard passed on); sets guest_pid. What the guest says is appended to the file CONSOLE.
+# discard passed on); sets guest_pid. What the guest says is appended to the file CONSOLE. A DISK named
+# *.qcow2 is one, any other is raw.
 guest_start() {
-    local disk=$1 console=$2
+    local disk=$1 console=$2 format=raw
     shift 2
+    [ "${disk%.qcow2}" = "$disk" ] || format=qcow2
     : >"$console"
-    qemu-system-x86_64 -accel "${FLASHSIDE_GUEST_ACCEL:-tcg}" -machine pc -m 512 -smp 1 \
+    qemu-system-x86_64 -accel "${FLASHSIDE_GUEST_ACCEL:-tcg}" -machine pc -m "$GUEST_MEMORY_MIB" -smp 1 \
         -nodefaults -no-user-config -display none -no-reboot -serial "file:$console" \
         -kernel "$guest_cache/kernel" \
         -append "console=ttyS0 quiet panic=-1 root=/dev/nvme0n1 rw init=/sbin/flashside-init $*" \
-        -drive "file=$disk,if=none,id=disk,format=raw,cache=none,aio=native,discard=unmap" \
+        -drive "file=$disk,if=none,id=disk,format=$format,cache=none,aio=native,discard=unmap" \
         -device nvme,drive=disk,serial=flashside </dev/null >"$console.qemu" 2>&1 &
     guest_pid=$!
 }

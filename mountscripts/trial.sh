@@ -45,9 +45,12 @@ trial_mount() {
 
 trial_status() { timeout 20 "$flashside" status "$@" --json; }
 
-# trial_field NAME: the number of that name in the JSON on stdin; 0 if it is not there. For objects in which
-# the name occurs once: that saves a machine the installation of a JSON parser.
-trial_field() { tr -d ' \n' | sed -n "s/.*\"$1\":\([0-9][0-9]*\).*/\1/p"; }
+# trial_field NAME: the first number of that name in the JSON on stdin; nothing if it is not there. That
+# saves a machine the installation of a JSON parser.
+trial_field() { tr -d ' \n' | grep -o "\"$1\":[0-9]*" | sed -n '1s/.*://p'; }
+
+# trial_texts NAME: the texts of that name in the JSON on stdin, each once, one a line.
+trial_texts() { tr '\n' ' ' | grep -o "\"$1\": *\"[^\"]*\"" | cut -d '"' -f 4 | sort -u; }
 
 # trial_image_counters IMAGE NAME…: the counters of one image, on one line; zeros before its first use.
 trial_image_counters() {
@@ -84,6 +87,9 @@ trial_unmount() {
     timeout 60 umount "$trial_dir/mount" && trial_await_daemon_end 60 || return 1
     trial_pid=''
 }
+
+# trial_empty_cache: takes everything out of the cache of a trial that is not mounted.
+trial_empty_cache() { ! trial_mounted mount && rm -rf --one-file-system "$trial_dir/flash/cache/flashside"; }
 
 trial_mounted() { grep -q " $trial_dir/$1 " /proc/self/mounts; }
 

@@ -11,29 +11,12 @@
 
 set -u
 cd "$(dirname "$0")/.." || exit 1
-. mountscripts/packages.sh
-. mountscripts/guest.sh
-. mountscripts/trial.sh
+. tests/with_guests.sh
 
-flashside=${FLASHSIDE:-${CARGO_TARGET_DIR:-target}/debug/flashside}
 files=24         # in the first series
 killed_after=10  # files of the second series
 
-skip() {
-    echo "skipped: $*"
-    exit 0
-}
-
-fail() {
-    echo "FAILED: $*"
-    [ -z "$trial_dir" ] || tail -n 10 "$trial_dir/daemon.log"
-    exit 1
-}
-
-ok() { echo "ok: $* ($SECONDS s)"; }
-
 clean_up() {
-    trap '' INT TERM HUP
     guest_stop
     trial_close
 }
@@ -92,19 +75,7 @@ mount_equals_store() {
     ok "the mount equals the store's file, which alone is a sound filesystem"
 }
 
-[ "$(id -u)" = 0 ] || skip "mounting needs root"
-[ -c /dev/fuse ] || skip "/dev/fuse is missing"
-! why=$(guest_unsupported) || skip "$why"
-[ -x "$flashside" ] || fail "$flashside is missing; build it first (cargo build)"
-trap clean_up EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM HUP
-
-log=$(mktemp)
-packages_install fuse3 >"$log" 2>&1 && guest_install_packages >>"$log" 2>&1 &&
-    guest_fetch_kernel >>"$log" 2>&1 && guest_build_root >>"$log" 2>&1 || { tail -n 20 "$log"; rm -f "$log"; fail "making the guest"; }
-rm -f "$log"
-trial_open || fail "cannot make a temporary directory"
+open_trial clean_up
 guest_make_disk "$trial_dir/store/disk.img" >/dev/null || fail "writing the guest's disk"
 trial_mount || fail "mounting"
 ok "the guest is made and its disk is mounted"

@@ -1,6 +1,6 @@
-//! Opens of one file in every order: readers, writers, O_DIRECT, mappings that outlive their descriptor, on images
-//! of every kind. The kernel takes one plane per file at a time and answers EIO where a daemon mixes them; a user
-//! must never see that, and always the right bytes.
+//! Opens of one file in every order: readers, writers, O_DIRECT, mappings that outlive their
+//! descriptor, on images of every kind. The kernel takes one plane per file at a time and answers EIO
+//! where a daemon mixes them; a user must never see that, and always the right bytes.
 
 mod world;
 
@@ -334,8 +334,8 @@ fn opens_at_the_same_moment_do_not_meet_on_different_planes() {
                 }
             });
         }
-        // The image becomes mutable and immutable again under their feet; both are refused while they read
-        // directly or have it open for writing.
+        // The image becomes mutable and immutable again under their feet; both are refused while they
+        // read directly or have it open for writing.
         let until = std::time::Instant::now() + Duration::from_secs(4);
         let mut value = "0";
         while std::time::Instant::now() < until {

@@ -1,5 +1,5 @@
-//! Kernel passthrough: who gets it, what it reads, what it keeps from happening, and which images nobody
-//! writes.
+//! Kernel passthrough: who gets it, what it reads, what it keeps from happening, and which images
+//! nobody writes.
 
 mod world;
 
@@ -36,7 +36,8 @@ fn world_with_golden(len: u64, prepare: impl FnOnce(&mut World)) -> Option<World
     None
 }
 
-/// Reads an image through the mount and waits until all of it is on flash and nobody has it open any more.
+/// Reads an image through the mount and waits until all of it is on flash and nobody has it open any
+/// more.
 fn warm(world: &World, name: &str, tag: u64, len: u64) {
     check_pattern(&world.mnt(name), tag, len);
     whole(world, name, len);
@@ -327,8 +328,8 @@ fn truncate(path: &Path, len: i64) -> std::io::Result<()> {
     }
 }
 
-/// The settings file goes by the image: it follows a rename, goes with the last name, and a new image of the
-/// same name has none.
+/// The settings file goes by the image: it follows a rename, goes with the last name, and a new image
+/// of the same name has none.
 #[test]
 fn settings_follow_the_image_and_go_with_it() {
     let len = MIB;
@@ -484,8 +485,8 @@ fn an_image_that_would_fill_the_cache_is_not_held() {
     assert!(expected.iter().any(|text| reason == *text), "{reason}");
 }
 
-/// The daemon is killed while the kernel reads for somebody. The next one fills the cache many times over; the
-/// orphaned handle reads right bytes until its end, and then its image is like any other.
+/// The daemon is killed while the kernel reads for somebody. The next one fills the cache many times
+/// over; the orphaned handle reads right bytes until its end, and then its image is like any other.
 #[test]
 fn an_orphaned_handle_reads_right_bytes_until_its_end() {
     let (len, others) = (8 * MIB + 512, 5);

@@ -67,7 +67,7 @@ pub struct Device {
     health: Mutex<Health>,
     suspect: AtomicBool,
     pub(super) module: Mutex<Box<dyn Module>>,
-    /// Blocks in the module's queues whose image is gone.
+    /// Blocks in the module's queues that are gone, as far as somebody said so.
     stale_blocks: AtomicU64,
     /// Proof that nothing was lost since the last run, if this system has one.
     pub witness: Option<Witness>,
@@ -236,8 +236,8 @@ impl Device {
         }
     }
 
-    /// An image is gone with `blocks` of its blocks in the module's queues. They are swept out when a
-    /// quarter of all is stale: deleted images must not fill the queues, and walking them takes time.
+    /// `blocks` blocks in the module's queues are gone: their image was deleted or evicted. They are swept
+    /// out when a quarter of all is stale: they must not fill the queues, and walking them takes time.
     pub fn note_stale(&self, blocks: u64, heat: &dyn Heat) {
         let stale = self.stale_blocks.fetch_add(blocks, Ordering::Relaxed) + blocks;
         let mut module = self.module.lock();

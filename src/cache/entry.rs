@@ -14,8 +14,8 @@
 //! the image; here only inserts, eviction and verification are kept apart ([`super::claims`]).
 //!
 //! # Locking
-//! `files` is held to clone an `Arc`. One lock is held across I/O: `creating`, while the four files of an
-//! image are made, once in its life; whoever finds them made never takes it.
+//! `files` is held to clone an `Arc`. One lock is held across I/O: `creating`, while the four files of
+//! an image are made, once in its life; whoever finds them made never takes it.
 
 use std::fs;
 use std::io;
@@ -253,8 +253,8 @@ impl Entry {
         let files = self.ensure_files()?;
         let _claim = self.claims.share(blocks_of(&pages));
         let pass = self.gate.enter();
-        // Asked inside the gate: whoever drops the version waits for those inside, and keeps others out.
-        // A held image is whole, so what comes for it is late.
+        // Asked inside the gate: whoever drops the version waits for those inside, and keeps others
+        // out. A held image is whole, so what comes for it is late.
         if self.disowned.load(Ordering::Acquire)
             || self.era() != era
             || self.version.is_dropping()
@@ -484,9 +484,9 @@ impl Entry {
         self.device.usable() && !self.disowned.load(Ordering::Acquire)
     }
 
-    /// Drops one block for good, without the module's asking; gives the bytes that were resident. 0 when
-    /// somebody is inserting into it right now, or the image is held. The module finds out when it comes
-    /// across it.
+    /// Drops one block for good, without the module's asking; gives the bytes that were resident. 0
+    /// when somebody is inserting into it right now, or the image is held. The module finds out when it
+    /// comes across it.
     pub fn give_up(&self, block: u64) -> u64 {
         let Some(_claim) = self.claims.try_alone(block) else {
             return 0;

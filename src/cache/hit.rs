@@ -56,9 +56,9 @@ impl Hit {
         ((self.pages.end - self.pages.start) * PAGE_BYTES) as usize
     }
 
-    /// Asked after the read, with what it ended with: whether its bytes are the image's. All that is wanted must
-    /// have come (the file of an image that is held may end within its last page); what flash could not give is
-    /// dropped.
+    /// Asked after the read, with what it ended with: whether its bytes are the image's. All that is
+    /// wanted must have come (the file of an image that is held may end within its last page); what
+    /// flash could not give is dropped.
     pub fn is_valid(&self, read: &io::Result<u32>) -> bool {
         match read {
             Ok(got) if *got as usize >= self.wanted_bytes => {

@@ -2,22 +2,23 @@
 //! touches the file.
 //!
 //! # Invariants
-//! - A held image is wholly resident and verified when the hold begins, and its file is exactly as long as the
-//!   image: a direct reader sees its end there.
-//! - While it is held nothing is evicted, inserted, punched or truncated. What becomes void meanwhile (the
-//!   version changed, a flash error) leaves the map and the records at once and the file when the hold ends.
-//! - The caching module does not know held blocks: it forgets them when it meets them, and gets them back when the
-//!   hold ends. So eviction never spins over them.
+//! - A held image is wholly resident and verified when the hold begins, and its file is exactly as long
+//!   as the image: a direct reader sees its end there.
+//! - While it is held nothing is evicted, inserted, punched or truncated. What becomes void meanwhile
+//!   (the version changed, a flash error) leaves the map and the records at once and the file when the
+//!   hold ends.
+//! - The caching module does not know held blocks: it forgets them when it meets them, and gets them
+//!   back when the hold ends. So eviction never spins over them.
 //! - Bytes held on a device are bounded ([`super::device`]), so that other images find room.
 //!
 //! # Order of steps
-//! Hold: the flag, then evictions and inserts that had begun before end, then the pages are looked at, then the
-//! file gets its exact length. Release: the file gets whole pages again, what became void is punched, then the
-//! flag goes together with the return of the blocks to the module.
+//! Hold: the flag, then evictions and inserts that had begun before end, then the pages are looked at,
+//! then the file gets its exact length. Release: the file gets whole pages again, what became void is
+//! punched, then the flag goes together with the return of the blocks to the module.
 //!
 //! # Locking
-//! `state` is not held across I/O; whoever changes the file has `changing` and others wait for `changed`, for a
-//! truncation or a punch.
+//! `state` is not held across I/O; whoever changes the file has `changing` and others wait for
+//! `changed`, for a truncation or a punch.
 
 use std::fs::File;
 use std::io;
@@ -145,7 +146,8 @@ impl Entry {
         Some(changed)
     }
 
-    /// Notes that `pages` became void while held; false if the image is not held and the caller must punch.
+    /// Notes that `pages` became void while held; false if the image is not held and the caller must
+    /// punch.
     pub(super) fn void_when_released(&self, pages: &Pages) -> bool {
         let mut state = self.holds.state.lock();
         if state.count == 0 {
@@ -248,20 +250,18 @@ impl Entry {
         }
     }
 
-    /// The hold is over: the module gets the blocks back. Under its lock, because it forgets held blocks when
-    /// it meets them.
+    /// The hold is over: the module gets the blocks back. Under its lock, because it forgets held
+    /// blocks when it meets them.
     fn return_blocks(&self) {
         let mut module = self.device.module.lock();
         let mut state = self.holds.state.lock();
         state.count = 0;
-        // What flash would not punch stays: left-overs without a record, which inserts overwrite. It must not be
-        // punched later, when something valid may lie there.
+        // What flash would not punch stays: left-overs without a record, which inserts overwrite. It
+        // must not be punched later, when something valid may lie there.
         state.void.clear();
         drop(state);
         self.holds.held.store(false, Ordering::SeqCst);
-        for block in self.map.queue_all() {
-            module.inserted(self.key(block));
-        }
+        self.map.queue_all(|block| module.inserted(self.key(block)));
     }
 }
 

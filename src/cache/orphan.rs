@@ -1,11 +1,13 @@
 //! Orphans: readers of an earlier mount that still have a cache file (rule 14).
 //!
-//! Kernel passthrough goes on when the daemon is gone: a handle that was open then reads the cache file until it is
-//! closed. To punch under it would give its guest zeros without an error. Such an entry is *frozen*: served as far as it
-//! is valid, and its file left alone, which is what a hold does ([`super::hold`]); it thaws when the file is ours alone.
+//! Kernel passthrough goes on when the daemon is gone: a handle that was open then reads the cache file
+//! until it is closed. To punch under it would give its guest zeros without an error. Such an entry is
+//! *frozen*: served as far as it is valid, and its file left alone, which is what a hold does
+//! ([`super::hold`]); it thaws when the file is ours alone.
 //!
-//! Whether somebody has a file is told by a write lease, which the kernel grants only to the sole opener. The lease is
-//! asked for on the entry's own descriptor, so that our own use of the file does not count, and given back at once.
+//! Whether somebody has a file is told by a write lease, which the kernel grants only to the sole
+//! opener. The lease is asked for on the entry's own descriptor, so that our own use of the file does
+//! not count, and given back at once.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;

@@ -62,12 +62,27 @@ impl PageMap {
 
     /// What `pages` are now.
     pub fn state(&self, pages: &Pages) -> State {
+        let mut state = State::Ready;
+        let mut from = pages.start;
+        while from < pages.end {
+            let to = pages.end.min((from / CHUNK_PAGES + 1) * CHUNK_PAGES);
+            match self.state_in_chunk(&(from..to)) {
+                State::Missing => return State::Missing,
+                State::Unverified => state = State::Unverified,
+                State::Ready => {}
+            }
+            from = to;
+        }
+        state
+    }
+
+    fn state_in_chunk(&self, pages: &Pages) -> State {
         let places = self.places.read();
+        let Some(chunk) = chunk_of(&places, pages.start / PAGES_PER_BLOCK) else {
+            return State::Missing;
+        };
         let mut state = State::Ready;
         for (block, mask) in masks(pages) {
-            let Some(chunk) = chunk_of(&places, block) else {
-                return State::Missing;
-            };
             let at = at(block);
             if chunk.resident(at) & mask != mask {
                 return State::Missing;
@@ -135,8 +150,8 @@ impl PageMap {
         self.with(block, bits).flatten().unwrap_or(0)
     }
 
-    /// Marks `pages` resident; where they are not `verified` their blocks are not. Returns the blocks that
-    /// were not in a module's queue; they count as queued from now on.
+    /// Marks `pages` resident; where they are not `verified` their blocks are not. Returns the blocks that were not in a module's queue; they count as
+    /// queued from now on.
     pub fn set(&self, pages: &Pages, verified: bool) -> Vec<u64> {
         let mut new_blocks = Vec::new();
         for (block, mask) in masks(pages) {
@@ -203,20 +218,19 @@ impl PageMap {
         self.with(block, |chunk, at| chunk.set_heat(at, heat));
     }
 
-    /// Counts every block with resident pages as queued and much used; returns those that were not queued.
-    pub fn queue_all(&self) -> Vec<u64> {
+    /// Counts every block with resident pages as queued and much used; calls `each` with those that
+    /// were not queued.
+    pub fn queue_all(&self, mut each: impl FnMut(u64)) {
         let places = self.places.read();
-        let mut new_blocks = Vec::new();
         for (number, chunk) in places.chunks(0) {
             let there = (0..CHUNK_BLOCKS).filter(|at| chunk.resident(*at as usize) != 0);
             for at in there {
                 chunk.set_heat(at as usize, u8::MAX);
                 if chunk.enqueue(at as usize) {
-                    new_blocks.push(number * CHUNK_BLOCKS + at);
+                    each(number * CHUNK_BLOCKS + at);
                 }
             }
         }
-        new_blocks
     }
 
     /// The block has left the module's queues.

@@ -161,8 +161,8 @@ impl Pool {
         self.entries.iter().map(|entry| entry.clone()).collect()
     }
 
-    /// Makes room for `bytes` of `entry` as an insert does, but takes none of the image's own `pages` for
-    /// it; `None` where there is none but by that.
+    /// Makes room for `bytes` of `entry` as an insert does, but takes none of the image's own `pages`
+    /// for it; `None` where there is none but by that.
     pub fn room_beside(&self, entry: &Entry, pages: &Pages, bytes: u64) -> Option<Room> {
         let own = |key: Key| {
             let first = block_of(key) * PAGES_PER_BLOCK;
@@ -269,6 +269,11 @@ impl Pool {
         self.by_number.read().get(number)?.upgrade()
     }
 
+    /// `bytes` of an image were dropped without the module's asking.
+    pub fn note_dropped(&self, entry: &Entry, bytes: u64) {
+        entry.device.note_stale(bytes / super::BLOCK_BYTES, self);
+    }
+
     /// Forgets an image that nobody uses and that has nothing on flash.
     pub fn forget_if_empty(&self, id: ImageId) {
         let unused = self.entries.remove_if(&id, |_, entry| {
@@ -279,8 +284,8 @@ impl Pool {
         }
     }
 
-    /// Forgets an image: it is gone from the store, or its cache cannot be used. A frozen one stays, with nothing
-    /// valid in it.
+    /// Forgets an image: it is gone from the store, or its cache cannot be used. A frozen one stays,
+    /// with nothing valid in it.
     pub fn forget(&self, id: ImageId) {
         if let Some(entry) = self.known(id)
             && entry.stays_frozen()

@@ -49,7 +49,8 @@ pub struct WarmRequest {
     pub to_bytes: Option<u64>,
 }
 
-/// The body of `POST /v1/images/PATH/set`; what is not there is left alone. The answer is an empty object.
+/// The body of `POST /v1/images/PATH/set`; what is not there is left alone. The answer is an empty
+/// object.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SetRequest {

@@ -1,10 +1,10 @@
-//! Making an image ready for direct reading: whole on flash, verified since the mount, its version certain, and
-//! held.
+//! Making an image ready for direct reading: whole on flash, verified since the mount, its version
+//! certain, and held.
 //!
 //! # Order of steps
-//! Verify, within [`VERIFY_MAX`]; settle the version if that is still to be done; hold. Everything runs on a flash
-//! thread and asks the store nothing. What takes longer to verify goes on in the background, a slice at a time so
-//! that guests' requests come in between, and serves the next open.
+//! Verify, within [`VERIFY_MAX`]; settle the version if that is still to be done; hold. Everything runs
+//! on a flash thread and asks the store nothing. What takes longer to verify goes on in the background,
+//! a slice at a time so that guests' requests come in between, and serves the next open.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -132,8 +132,8 @@ fn verify_step(entry: &Entry, pages: &Pages) {
 }
 
 impl Image {
-    /// Verifies `pages` slice by slice, unless that is under way. Ends early when something is missing or nobody
-    /// uses the image.
+    /// Verifies `pages` slice by slice, unless that is under way. Ends early when something is missing
+    /// or nobody uses the image.
     fn verify_in_background(self: &Arc<Self>, entry: Arc<Entry>, pages: Pages) {
         if !self.verifying.swap(true, Ordering::AcqRel) {
             self.verify_slice(entry, pages);

@@ -157,8 +157,8 @@ impl Images {
     }
 
     /// Joins `file`, just opened with attributes `attr`, to its image. `name` is for people. Blocks on
-    /// flash, never on the store. ESTALE where the image has changed in the store and the old version is
-    /// being read directly.
+    /// flash, never on the store. ESTALE where the image has changed in the store and the old version
+    /// is being read directly.
     pub fn open(
         self: &Arc<Self>,
         name: &str,
@@ -248,8 +248,8 @@ impl Images {
     }
 
     /// The size of an image whose attributes the store has just told as `size_bytes`. They may be older
-    /// than the latest write of ours; otherwise an open image takes growth over (shrinking is seen at the
-    /// next open).
+    /// than the latest write of ours; otherwise an open image takes growth over (shrinking is seen at
+    /// the next open).
     pub fn true_size(&self, id: ImageId, size_bytes: u64) -> u64 {
         let image = self.open.get(&id).map(|image| image.clone());
         let Some(image) = image.filter(|image| image.handles.load(Ordering::Acquire) > 0) else {

@@ -1,9 +1,9 @@
-//! Which images nobody writes: those of a read-only mount, those whose settings say so, those that a rule of the
-//! configuration names. Asking and changing.
+//! Which images nobody writes: those of a read-only mount, those whose settings say so, those that a
+//! rule of the configuration names. Asking and changing.
 //!
 //! # Order of steps of a change
-//! Look who has the image open; write the settings; look again. An open that came in between has either been seen, and
-//! then the settings are written back, or reads the new settings ([`super::plane`]).
+//! Look who has the image open; write the settings; look again. An open that came in between has either
+//! been seen, and then the settings are written back, or reads the new settings ([`super::plane`]).
 
 use std::path::Path;
 

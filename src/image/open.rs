@@ -53,6 +53,7 @@ impl Images {
             next = block + 1;
         }
         let left = entry.resident_bytes();
+        self.shared.pool.note_dropped(&entry, evicted);
         drop(entry);
         self.shared.pool.forget_if_empty(id);
         self.shared.nudge();

@@ -1,14 +1,14 @@
 //! Planes: which way the open handles of an image are read, and who may join them.
 //!
-//! The kernel takes one way per file at a time: where a handle reads the cache file directly (passthrough), all
-//! others must too, through the same backing id, and where one goes through the daemon, all others must. A mix
-//! would be EIO. So every open takes a [`Seat`] before its answer goes out, and gives it back after its release has
-//! come in.
+//! The kernel takes one way per file at a time: where a handle reads the cache file directly
+//! (passthrough), all others must too, through the same backing id, and where one goes through the
+//! daemon, all others must. A mix would be EIO. So every open takes a [`Seat`] before its answer goes
+//! out, and gives it back after its release has come in.
 //!
 //! # Invariants
 //! - An image has seats on the daemon plane or a [`Way`] for direct reading, never both.
-//! - A writer sits before it looks whether the image is immutable, and whoever makes an image immutable looks for
-//!   writers after that is written down: one of them sees the other.
+//! - A writer sits before it looks whether the image is immutable, and whoever makes an image immutable
+//!   looks for writers after that is written down: one of them sees the other.
 //!
 //! # Locking
 //! `seats` is held for lookups, `state` for bookkeeping; neither while a way is closed.
@@ -153,9 +153,9 @@ impl Seats {
         Ok(self.seat(id, planes, Plane::Daemon(Why::Writing), None, true))
     }
 
-    /// A seat for a reader that has to go through the daemon because of `why`, or does not have to. `None`: it may
-    /// try to read directly and then [`Seats::sit_directly`]. ESTALE where the image is read directly and has
-    /// changed since.
+    /// A seat for a reader that has to go through the daemon because of `why`, or does not have to.
+    /// `None`: it may try to read directly and then [`Seats::sit_directly`]. ESTALE where the image is
+    /// read directly and has changed since.
     pub fn sit_to_read(self: &Arc<Self>, id: ImageId, why: Option<Why>) -> Result<Option<Seat>> {
         let planes = self.of(id);
         let mut state = planes.state.lock();

@@ -72,8 +72,8 @@ pub struct Advice {
 }
 
 impl Streams {
-    /// Takes a request into account. The window doubles with each sequential request up to its limit;
-    /// reading ahead is asked for in steps of half a window.
+    /// Takes a request into account. The window doubles with each sequential request up to its limit and
+    /// half the stream's own length; reading ahead is asked for in steps of half a window.
     pub fn follow(&mut self, offset_bytes: u64, len_bytes: u64, policy: &Policy) -> Advice {
         self.clock += 1;
         let end = offset_bytes + len_bytes;
@@ -184,6 +184,9 @@ impl Stream {
         };
         let end = self.next_bytes;
         self.window_bytes = (self.window_bytes * 2).max(len_bytes * 2).min(window_max);
+        // Never further ahead than half of what it has come: most streams of a guest are files that end soon.
+        let come = end - self.begin_bytes;
+        self.window_bytes = self.window_bytes.min(come / 2);
         // What lies past the length that goes around the cache is read ahead once it is known to.
         let into_cache_to = match around {
             true => u64::MAX,
@@ -249,6 +252,16 @@ mod tests {
         }
         assert!(asked_to > 200 * STEP, "the stream stays ahead");
         assert!(total <= asked_to);
+    }
+
+    #[test]
+    fn a_short_stream_reads_ahead_half_of_what_it_has_read_at_most() {
+        let mut streams = Streams::default();
+        for step in 0..100 {
+            let end = (step + 1) * STEP;
+            let ahead = streams.follow(step * STEP, STEP, &POLICY).ahead;
+            assert!(ahead.is_empty() || ahead.end <= end + end / 2, "at {step}");
+        }
     }
 
     #[test]

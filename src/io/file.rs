@@ -28,8 +28,8 @@ impl DirectFile {
         Ok(DirectFile { file })
     }
 
-    /// Fills `buf` from `offset_bytes`. A file that ends within the last 4 KiB wanted is continued by zeros; one
-    /// that ends earlier is an error.
+    /// Fills `buf` from `offset_bytes`. A file that ends within the last 4 KiB wanted is continued by
+    /// zeros; one that ends earlier is an error.
     pub fn read(&self, buf: &mut [u8], offset_bytes: u64) -> io::Result<()> {
         let mut filled = 0;
         while filled < buf.len() {

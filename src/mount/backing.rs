@@ -1,7 +1,7 @@
 //! Files that the kernel reads by itself: registering them with the FUSE device and taking them back.
 //!
-//! A registered file has a number, which belongs to the connection. The kernel keeps its own reference for handles that
-//! are open, so taking a number back only ends its use for further opens.
+//! A registered file has a number, which belongs to the connection. The kernel keeps its own reference
+//! for handles that are open, so taking a number back only ends its use for further opens.
 
 use std::fs::File;
 use std::io;
@@ -35,8 +35,8 @@ struct Registered {
 }
 
 impl Backings {
-    /// `device` is a descriptor of the mount's connection. Fails where this process may not register files
-    /// (EPERM: it takes CAP_SYS_ADMIN) or the kernel cannot.
+    /// `device` is a descriptor of the mount's connection. Fails where this process may not register
+    /// files (EPERM: it takes CAP_SYS_ADMIN) or the kernel cannot.
     pub fn new(device: OwnedFd) -> io::Result<Arc<Backings>> {
         let backings = Arc::new(Backings { device });
         backings.open(&some_file()?)?;

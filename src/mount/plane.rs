@@ -1,15 +1,16 @@
-//! Which plane an open gets: the kernel reads the cache file itself (passthrough), or every request comes to
-//! the daemon.
+//! Which plane an open gets: the kernel reads the cache file itself (passthrough), or every request
+//! comes to the daemon.
 //!
-//! Passthrough is for a reader of an immutable image that is whole on flash and verified, where nobody has it open on
-//! the daemon plane. Who may sit where is decided in [`crate::image::plane`]; this is the way there.
+//! Passthrough is for a reader of an immutable image that is whole on flash and verified, where nobody
+//! has it open on the daemon plane. Who may sit where is decided in [`crate::image::plane`]; this is
+//! the way there.
 //!
 //! # Order of steps
 //! 1. A writer takes its seat.
 //! 2. The store opens the image as the caller; its settings say whether it is immutable.
 //! 3. The image joins its cache, which compares versions.
-//! 4. A reader takes a seat, or prepares a way for direct reading first: verified, held, registered with the
-//!    kernel.
+//! 4. A reader takes a seat, or prepares a way for direct reading first: verified, held, registered
+//!    with the kernel.
 //! 5. The answer goes out. The seat is given back when the kernel has released the file.
 
 use std::io;
@@ -77,8 +78,8 @@ impl Planes {
         self.negotiated.store(agreed, Ordering::Release);
     }
 
-    /// The session is up; `device` is a descriptor of its connection. Tells once where the system does not allow
-    /// passthrough.
+    /// The session is up; `device` is a descriptor of its connection. Tells once where the system does
+    /// not allow passthrough.
     pub fn begin(&self, device: io::Result<OwnedFd>) {
         if !self.auto {
             return;

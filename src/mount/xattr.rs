@@ -155,7 +155,8 @@ impl Core {
         });
     }
 
-    /// Sets one of our verbs, or takes its value back; for root and those the configuration names (rule 16).
+    /// Sets one of our verbs, or takes its value back; for root and those the configuration names (rule
+    /// 16).
     fn set_ours(
         self: &Arc<Self>,
         who: Caller,

@@ -74,8 +74,8 @@ pub fn file(reply: ReplyOpen) -> Answer<Opened> {
         let Some(backing) = opened.backing else {
             return reply.opened(number, OPENED);
         };
-        // SAFETY: the number is registered while the file is open, and `into_raw` below keeps fuser from closing
-        // it.
+        // SAFETY: the number is registered while the file is open, and `into_raw` below keeps fuser
+        // from closing it.
         let backing = unsafe { reply.wrap_backing(backing) };
         reply.opened_passthrough(number, FopenFlags::empty(), &backing);
         backing.into_raw();

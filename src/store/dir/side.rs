@@ -1,9 +1,9 @@
-//! Side files: what flashside keeps in the store about an image, in `.flashside/<image id>/`. They go by
-//! the image's id, so they follow it through renames; the mount does not show them.
+//! Side files: what flashside keeps in the store about an image, in `.flashside/<image id>/`. They go
+//! by the image's id, so they follow it through renames; the mount does not show them.
 //!
 //! # Order of steps
-//! A side file is written whole under a name of its own, made durable, renamed over the old one, and the
-//! directory is made durable: after a crash it is the old one or the new one.
+//! A side file is written whole under a name of its own, made durable, renamed over the old one, and
+//! the directory is made durable: after a crash it is the old one or the new one.
 //!
 //! Directories are 0700 and files 0600: they are flashside's, not the image owner's.
 
