@@ -6,7 +6,7 @@
 #
 # NAMEs: warm, sessions, cold, backup, idle, memory. Prints tables; JSON goes to <target>/bench/results.json.
 # Asserts nothing: the exit code is 0 when everything could be measured. Needs root, /dev/fuse, a Rust
-# toolchain and 8 GiB of disk (less with --image-mib); fio is installed if missing.
+# toolchain and 11 GiB of disk (less with --image-mib); fio is installed if missing.
 #
 # Touches: cargo's target directory, and scratch directories (in it, or where --dir and --store say) with
 # mounts in them; these are gone at the end, whatever the end.

@@ -20,15 +20,15 @@ const EVICTED: f64 = 0.02;
 
 pub fn measure(scratch: &Scratch, settings: &Settings, report: &mut Report) -> Result<()> {
     say("a backup beside images that fill the cache");
-    let bytes = settings.image_bytes;
+    let (bytes, backed_up) = (settings.image_bytes, settings.image_bytes * 2);
     let store = scratch.store("backup")?;
     for number in 0..OTHERS {
-        image::write(&store.join(format!("other-{number}")), bytes / 2)?;
+        image::write(&store.join(format!("other-{number}")), bytes)?;
     }
-    image::write(&store.join("backed-up"), bytes * 2)?;
+    image::write(&store.join("backed-up"), backed_up)?;
     interrupt::sleep(warm::YOUNG)?;
     // As much as the others have, and a little for what the cache writes down.
-    let limit = format!("@{}M", OTHERS * bytes / 2 / MIB * 101 / 100 + 4);
+    let limit = format!("@{}M", OTHERS * bytes / MIB * 101 / 100 + 4);
     let options = Options {
         limit: &limit,
         ..Options::default()
@@ -40,7 +40,7 @@ pub fn measure(scratch: &Scratch, settings: &Settings, report: &mut Report) -> R
     let output = scratch.flash("fio.json");
     for _ in 0..3 {
         for other in &others {
-            Job::all_of(other, bytes / 2).run(&output)?;
+            Job::all_of(other, bytes).run(&output)?;
         }
         interrupt::sleep(std::time::Duration::from_millis(500))?;
     }
@@ -53,12 +53,12 @@ pub fn measure(scratch: &Scratch, settings: &Settings, report: &mut Report) -> R
     let before = resident()?;
     let read = Job {
         rw: "read",
-        ..Job::all_of(&daemon.path("backed-up"), bytes * 2)
+        ..Job::all_of(&daemon.path("backed-up"), backed_up)
     };
     read.run(&output)?;
     interrupt::sleep(std::time::Duration::from_millis(500))?;
     let after = resident()?;
-    report.facts.push(fact(before, after, bytes * 2));
+    report.facts.push(fact(before, after, backed_up));
     Ok(())
 }
 

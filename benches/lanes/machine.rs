@@ -112,8 +112,10 @@ fn filesystem(dir: &Path) -> String {
         .args(["-n", "-o", "FSTYPE", "-T"])
         .arg(dir)
         .output();
+    // Where one is mounted over another, the last is the one that is seen.
     found.map_or(String::new(), |found| {
-        String::from_utf8_lossy(&found.stdout).trim().to_owned()
+        let text = String::from_utf8_lossy(&found.stdout);
+        text.lines().last().unwrap_or_default().trim().to_owned()
     })
 }
 

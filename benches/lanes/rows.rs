@@ -133,8 +133,8 @@ impl Row {
     }
 }
 
-/// All rows of the warm lanes, or without those of several jobs. An aligned row stands before what is measured
-/// against it.
+/// All rows of the warm lanes, or without those of several jobs and of writes that are no whole pages. An aligned
+/// row stands before what is measured against it.
 pub fn warm(quick: bool) -> Vec<Row> {
     let mut rows = random(Access::RandomRead);
     rows.extend([64 * KIB, MIB].map(|block| Row::sequential(Access::Read, block)));
@@ -144,7 +144,9 @@ pub fn warm(quick: bool) -> Vec<Row> {
         fdatasync: true,
         ..Row::random(Access::RandomWrite, 1, 1)
     });
-    rows.retain(|row| !quick || row.jobs == 1);
+    let is_left_out =
+        |row: &Row| row.jobs > 1 || (row.access.writes() && row.needs_small_sectors());
+    rows.retain(|row| !quick || !is_left_out(row));
     rows
 }
 

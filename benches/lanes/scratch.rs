@@ -1,8 +1,10 @@
 //! The directories of a run: one for caches, mount points and the plain file, one for stores. Both are gone
 //! when this is dropped, and so they are if the run is killed: a shell waits for the end of this process.
 
+use std::ffi::CString;
 use std::fs;
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -51,7 +53,30 @@ impl Scratch {
             janitor,
         };
         scratch.clear()?;
+        scratch.check_room(settings.image_bytes)?;
         Ok(scratch)
+    }
+
+    /// The largest part takes ten images. A cache takes nothing where less than a tenth of its filesystem is free.
+    fn check_room(&self, image_bytes: u64) -> Result<()> {
+        let path = CString::new(self.dir.as_os_str().as_bytes())?;
+        // SAFETY: plain numbers; zeros are valid.
+        let mut seen: libc::statvfs = unsafe { std::mem::zeroed() };
+        // SAFETY: a C string and a struct that live through the call.
+        let code = unsafe { libc::statvfs(path.as_ptr(), &mut seen) };
+        anyhow::ensure!(code == 0, std::io::Error::last_os_error());
+        let available = seen.f_bavail * seen.f_frsize;
+        let wanted = 11 * image_bytes + seen.f_blocks * seen.f_frsize / 10;
+        let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
+        anyhow::ensure!(
+            available >= wanted,
+            "{:.1} GiB are free at {}, and {:.1} are needed, a tenth of the filesystem among them, which caches \
+             leave free: make room, or use --dir or --image-mib",
+            gib(available),
+            self.dir.display(),
+            gib(wanted),
+        );
+        Ok(())
     }
 
     /// A path on the filesystem of the caches.

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::sync::atomic::AtomicBool;
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::image::{self, Image};
 use super::{Error, table};
@@ -103,12 +103,12 @@ fn warm(image: &Image, range: Option<Range>, stop: &AtomicBool) -> Result<bool, 
 fn follow(bar: &ProgressBar, image: &Image, status: &WarmStatus) {
     if bar.length() != Some(status.total_bytes) {
         let style = ProgressStyle::with_template(BAR).expect("the template is well-formed");
-        bar.set_draw_target(indicatif::ProgressDrawTarget::stderr());
         bar.set_style(style.progress_chars("=> "));
         bar.set_message(image.path.display().to_string());
         bar.set_length(status.total_bytes);
         bar.set_position(status.ready_bytes);
         bar.reset_eta();
+        bar.set_draw_target(ProgressDrawTarget::stderr());
     }
     bar.set_position(status.ready_bytes);
 }
@@ -135,7 +135,8 @@ fn told(status: &WarmStatus) -> String {
             format!("{shares}, {missing} not: the cache device failed: {why}")
         }
         Some(WarmEnd::Busy) => format!(
-            "{shares}, {missing} not: guests write to the image; run the command again to go on"
+            "{shares}, {missing} not: guests write to the image, or a reader of an earlier mount \
+             still has it; run the command again to go on"
         ),
         None => format!("{shares}, and then the daemon ended: mount again and repeat the command"),
     }

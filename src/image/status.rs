@@ -77,6 +77,6 @@ pub enum WarmEnd {
     Store,
     /// The cache device failed.
     Flash,
-    /// Guests write to it faster than it gets whole.
+    /// Guests write to it faster than it gets whole, or a reader of an earlier mount has its cache file.
     Busy,
 }
