@@ -6,6 +6,7 @@
 # Invariant: a daemon is only ever ended by the process id that the mount's own status named.
 
 trial_dir='' trial_pid=''
+trial_cache_bytes=$((3 << 30)) # limit of the cache
 
 # trial_open: makes the directory with store/, cache/ and mount/ in it; sets trial_dir.
 trial_open() {
@@ -24,9 +25,13 @@ trial_base() {
     echo "${TMPDIR:-/tmp}"
 }
 
-# ext4 and XFS can; what a container or a tmpfs offers cannot.
+# ext4 and XFS can; what a container or a tmpfs offers cannot. Nor can a filesystem that is nearly full: the
+# cache always leaves a tenth of it free.
 trial_can_cache() {
+    local total available block
     case $(stat -f -c %T "$1" 2>/dev/null) in ext2/ext3 | xfs) ;; *) return 1 ;; esac
+    read -r total available block < <(stat -f -c '%b %a %S' "$1")
+    [ $(((available - total / 10) * block)) -ge $trial_cache_bytes ]
 }
 
 trial_loop_flash() {
@@ -37,7 +42,7 @@ trial_loop_flash() {
 # trial_mount [OPTION…]: mounts the store through the cache; sets trial_pid.
 trial_mount() {
     timeout 60 "$flashside" mount "$trial_dir/store" "$trial_dir/mount" \
-        --cache "$trial_dir/flash/cache@3G" "$@" </dev/null >>"$trial_dir/daemon.log" 2>&1 ||
+        --cache "$trial_dir/flash/cache@$trial_cache_bytes" "$@" </dev/null >>"$trial_dir/daemon.log" 2>&1 ||
         { tail -n 5 "$trial_dir/daemon.log" >&2; return 1; }
     trial_pid=$(trial_status --mountpoint "$trial_dir/mount" | trial_field pid)
     [ -n "$trial_pid" ] || { echo "status names no daemon for the mount" >&2; return 1; }

@@ -10,7 +10,8 @@
 # readahead brings onto flash. All other boots are with readahead, as it is by default.
 #
 # Needs root, /dev/fuse and Debian; prints `skipped: why` where they are missing. FLASHSIDE names the binary,
-# GUESTS how many guests (8), FLASHSIDE_GUEST_MEMORY_MIB the memory of each (192).
+# GUESTS how many guests (8), FLASHSIDE_GUEST_MEMORY_MIB the memory of each (192), RATIO_MAX_PERCENT how much of
+# one boot's unique bytes all of them may fetch (102).
 # Touches: installed packages, the guest cache, one temporary directory, gone afterwards.
 
 set -u
@@ -21,7 +22,7 @@ FLASHSIDE_GUEST_MEMORY_MIB=${FLASHSIDE_GUEST_MEMORY_MIB:-192}
 
 guests=${GUESTS:-8}
 files=6                             # each guest writes in its first boot
-ratio_max_percent=102               # of one boot's unique bytes
+ratio_max_percent=${RATIO_MAX_PERCENT:-102} # of one boot's unique bytes
 unique_bytes_min=$((20 << 20))      # Less, and the guest did not read its disk through the mount.
 herd_s_max=$((GUEST_BOOT_S_MAX + 60 * guests))
 names=()
@@ -33,8 +34,9 @@ clean_up() {
     trial_close
 }
 
-# counters: of the base: store_bytes, requests, reads, on_flash.
+# counters: of the base, which has been used: store_bytes, requests, reads, on_flash.
 counters() {
+    trial_status "$trial_dir/mount/$HERD_BASE" >"$trial_dir/counters" 2>&1 || fail "status: $(cat "$trial_dir/counters")"
     read -r store_bytes requests reads on_flash < <(trial_image_counters $HERD_BASE \
         store_read_bytes store_read_requests reads resident_bytes)
 }
@@ -84,10 +86,14 @@ one_boot_is_measured() {
     unique_bytes=$on_flash
     [ "$unique_bytes" -ge $unique_bytes_min ] ||
         fail "one boot brought only $unique_bytes bytes onto flash: it did not read the base through the mount"
-    [ "$store_bytes" = "$unique_bytes" ] ||
-        fail "one boot read $store_bytes bytes from the store to have $unique_bytes on flash"
+    nothing_was_fetched_twice
     one_boot alone
     ok "one guest alone touched $unique_bytes bytes of the base and fetched $store_bytes"
+}
+
+# To a hundredth: a read that comes while a block is being filled may fetch a few of its pages again.
+nothing_was_fetched_twice() {
+    [ $((store_bytes * 100)) -le $((on_flash * 101)) ] || fail "the store was read for $store_bytes bytes to have $on_flash on flash"
 }
 
 herd_fetches_the_base_once() {
@@ -99,6 +105,7 @@ herd_fetches_the_base_once() {
     boot write "${names[@]}"
     counters
     row "at once" "$guests" "$store_bytes" "$requests"
+    nothing_was_fetched_twice
     [ $((store_bytes * 100)) -le $((unique_bytes * ratio_max_percent)) ] ||
         fail "$guests guests read $store_bytes bytes of the base from the store, one alone touches $unique_bytes"
     for name in "${names[@]}"; do
