@@ -25,6 +25,9 @@ use super::{Error, PAGE_BYTES, PAGES_PER_BLOCK, Pages, recovery};
 
 /// Blocks looked at for one eviction before an insert goes without room.
 const VICTIM_TRIES: usize = 64;
+/// The same where somebody asked for room and can wait. The filesystem may take more at once than one insert
+/// makes room for: XFS gives a growing file up to its own size ahead.
+const PATIENT_TRIES: usize = 1 << 16;
 /// Bits of a key that number the block.
 const BLOCK_BITS: u32 = 40;
 
@@ -169,9 +172,11 @@ impl Pool {
             key == entry.key(block_of(key)) && pages.contains(&first.max(pages.start))
         };
         let device = &entry.device;
-        (device.usable() && self.make_room_beside(device, bytes, own)).then(|| Room {
-            device: device.clone(),
-            bytes,
+        (device.usable() && self.make_room_beside(device, bytes, PATIENT_TRIES, own)).then(|| {
+            Room {
+                device: device.clone(),
+                bytes,
+            }
         })
     }
 
@@ -227,12 +232,18 @@ impl Pool {
 
     /// Evicts until `bytes` fit and promises them; false when they cannot be made to fit.
     fn make_room(&self, device: &Device, bytes: u64) -> bool {
-        self.make_room_beside(device, bytes, |_| false)
+        self.make_room_beside(device, bytes, VICTIM_TRIES, |_| false)
     }
 
-    /// As [`Pool::make_room`]; ends where the module would give up a block that `stays`.
-    fn make_room_beside(&self, device: &Device, bytes: u64, stays: impl Fn(Key) -> bool) -> bool {
-        let mut tries = VICTIM_TRIES + bytes as usize / super::BLOCK_BYTES as usize;
+    /// As [`Pool::make_room`] after at most `tries` blocks and those for `bytes`; ends where the module would give up a block that `stays`.
+    fn make_room_beside(
+        &self,
+        device: &Device,
+        bytes: u64,
+        tries: usize,
+        stays: impl Fn(Key) -> bool,
+    ) -> bool {
+        let mut tries = tries + bytes as usize / super::BLOCK_BYTES as usize;
         while !device.try_reserve(bytes) {
             if tries == 0 || !self.evict_one(device, &stays) {
                 return false;
