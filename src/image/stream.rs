@@ -17,7 +17,9 @@ use crate::cache::BLOCK_BYTES;
 /// Where a window starts to grow.
 const WINDOW_MIN_BYTES: u64 = 4 * BLOCK_BYTES;
 /// What a stream that goes around the cache reads ahead at most: it is kept in memory.
-const AROUND_WINDOW_BYTES: u64 = 4 << 20;
+const AROUND_WINDOW_BYTES: u64 = 8 << 20;
+/// A request within this of a long stream's end counts as part of it.
+const NEAR_BYTES: u64 = 4 << 20;
 /// Streams of one handle.
 const STREAMS: usize = 16;
 /// A stream of more than one request gives its place up as late as if it had been used so many requests
@@ -115,8 +117,8 @@ impl Streams {
         policy.around_bytes < u64::MAX
             && self.table.iter().any(|stream| {
                 stream.next_bytes - stream.begin_bytes > policy.around_bytes
-                    && offset_bytes + AROUND_WINDOW_BYTES >= stream.next_bytes
-                    && offset_bytes <= stream.next_bytes + AROUND_WINDOW_BYTES
+                    && offset_bytes + NEAR_BYTES >= stream.next_bytes
+                    && offset_bytes <= stream.next_bytes + NEAR_BYTES
             })
     }
 
