@@ -1,7 +1,7 @@
 #!/bin/bash
 # Everything that can be tested, from a clean checkout: ./tests/run.sh
 #
-# Installs what is missing (Debian packages and two test suites from crates.io), then runs each step with a
+# Installs what is missing (Debian packages, and two test suites through cargo), then runs each step with a
 # deadline and stops at the first that fails. Ends with a table and a line "N passed, 0 failed".
 # As another user than root, or without /dev/fuse, the tests that need them say `skipped: why`.
 #
