@@ -9,23 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use serde_json::Value;
 
-use world::files::{
-    MIB, age, assert_same, check_pattern, make_image, open, pattern, read_at, write_at,
-};
+use world::files::{MIB, assert_same, check_pattern, open, pattern, read_at, write_at};
 use world::{PATIENCE, World, flashside, wait_until, within};
-
-fn world_with(images: &[(&str, u64)], prepare: impl FnOnce(&mut World)) -> Option<World> {
-    let mut world = World::new()?;
-    for ((name, len), tag) in images.iter().zip(1..) {
-        make_image(&world.store(name), tag, *len);
-    }
-    for (name, _) in images {
-        age(&[&world.store(name)]);
-    }
-    prepare(&mut world);
-    world.start();
-    Some(world)
-}
 
 fn direct(path: &Path) -> File {
     let mut options = File::options();
@@ -61,7 +46,7 @@ fn resident(world: &World, name: &str) -> u64 {
 fn a_cold_stream_is_cheap(flags: &[&str]) {
     let len = 24 * MIB;
     let images = [("a", len), ("b", len), ("c", len)];
-    let Some(world) = world_with(&images, |world| {
+    let Some(world) = World::with_images(&images, |world| {
         world.flags(flags);
     }) else {
         return;
@@ -94,7 +79,7 @@ fn a_stream_around_the_cache_costs_the_store_hardly_more_than_it_reads() {
 /// Four streams through one handle, with random reads between them.
 fn several_streams_are_cheap(flags: &[&str]) {
     let (len, part) = (64 * MIB, 8 * MIB);
-    let Some(world) = world_with(&[("disk", len)], |world| {
+    let Some(world) = World::with_images(&[("disk", len)], |world| {
         world.flags(flags);
     }) else {
         return;
@@ -136,7 +121,7 @@ fn several_streams_around_the_cache_are_read_ahead_each() {
 /// thousandths.
 fn evicted_by(bypass: &str, load: impl FnOnce(&World)) -> Option<u64> {
     let images = [("a", 40 * MIB), ("b", 40 * MIB), ("backup", 160 * MIB)];
-    let world = world_with(&images, |world| {
+    let world = World::with_images(&images, |world| {
         world.limit("64M").flags(&["--stream-bypass", bypass]);
     })?;
     for name in ["a", "b"] {
@@ -229,7 +214,7 @@ fn a_long_sequential_write_evicts_less_than_2_percent_of_the_others() {
 #[test]
 fn what_is_on_flash_serves_a_long_stream_and_stays() {
     let len = 32 * MIB;
-    let Some(world) = world_with(&[("disk", len)], |world| {
+    let Some(world) = World::with_images(&[("disk", len)], |world| {
         world.flags(&["--stream-bypass", "1M"]);
     }) else {
         return;
@@ -263,7 +248,7 @@ fn what_is_on_flash_serves_a_long_stream_and_stays() {
 #[test]
 fn a_stream_around_the_cache_reads_what_was_written_ahead_of_it() {
     let len = 24 * MIB;
-    let Some(world) = world_with(&[("disk", len)], |world| {
+    let Some(world) = World::with_images(&[("disk", len)], |world| {
         world.flags(&["--stream-bypass", "64K", "--simulate-latency", "2ms"]);
     }) else {
         return;

@@ -23,20 +23,6 @@ use world::{Daemon, PATIENCE, World, flashside, wait_until, within};
 /// Longer than any warming here takes.
 const LONG: Duration = Duration::from_secs(60);
 
-/// A started world whose store holds images of these names and sizes; the first is pattern 1.
-fn world_with(images: &[(&str, u64)], prepare: impl FnOnce(&mut World)) -> Option<World> {
-    let mut world = World::new()?;
-    for ((name, len), tag) in images.iter().zip(1..) {
-        make_image(&world.store(name), tag, *len);
-    }
-    for (name, _) in images {
-        age(&[&world.store(name)]);
-    }
-    prepare(&mut world);
-    world.start();
-    Some(world)
-}
-
 /// Runs `flashside VERB IMAGE… MORE…`.
 fn tell(world: &World, verb: &str, images: &[&str], more: &[&str]) -> Output {
     let mut command = flashside();
@@ -130,7 +116,7 @@ impl Drop for Warming {
 #[test]
 fn warming_fetches_everything_once_in_large_requests() {
     let len = 16 * MIB;
-    let Some(world) = world_with(&[("disk", len)], |_| ()) else {
+    let Some(world) = World::with_images(&[("disk", len)], |_| ()) else {
         return;
     };
     let done = tell(&world, "warm", &["disk"], &[]);
@@ -151,7 +137,7 @@ fn several_images_are_warmed_one_after_the_other() {
         fs::create_dir(world.store("dir")).expect("mkdir");
         make_image(&world.store("dir/b c%"), 2, 3 * MIB + 5000);
     };
-    let Some(world) = world_with(&images[..1], prepare) else {
+    let Some(world) = World::with_images(&images[..1], prepare) else {
         return;
     };
     succeeds(&tell(&world, "warm", &["a", "dir/b c%"], &[]), "b c%");
@@ -169,7 +155,7 @@ fn several_images_are_warmed_one_after_the_other() {
 
 #[test]
 fn a_range_is_warmed_and_nothing_else() {
-    let Some(world) = world_with(&[("disk", 8 * MIB)], |_| ()) else {
+    let Some(world) = World::with_images(&[("disk", 8 * MIB)], |_| ()) else {
         return;
     };
     let range = ["--range", "1M-3M"];
@@ -186,7 +172,7 @@ fn a_range_is_warmed_and_nothing_else() {
 #[test]
 fn warming_that_was_interrupted_goes_on_where_it_was() {
     let len = 16 * MIB;
-    let Some(world) = world_with(&[("disk", len)], |world| {
+    let Some(world) = World::with_images(&[("disk", len)], |world| {
         let once = world.scratch("once").display().to_string();
         world.flags(&["--simulate-bandwidth", "6M", "--simulate-once", &once]);
     }) else {
@@ -216,7 +202,7 @@ fn warming_that_was_interrupted_goes_on_where_it_was() {
 
 #[test]
 fn what_does_not_fit_is_said_and_not_fetched() {
-    let Some(mut world) = world_with(&[("disk", 32 * MIB)], |world| {
+    let Some(mut world) = World::with_images(&[("disk", 32 * MIB)], |world| {
         world.limit("20M");
     }) else {
         return;
@@ -241,7 +227,7 @@ fn what_does_not_fit_is_said_and_not_fetched() {
 #[test]
 fn warming_verifies_what_is_there_and_fetches_what_is_damaged() {
     let len = 4 * MIB;
-    let Some(mut world) = world_with(&[("disk", len)], |_| ()) else {
+    let Some(mut world) = World::with_images(&[("disk", len)], |_| ()) else {
         return;
     };
     succeeds(&tell(&world, "warm", &["disk"], &[]), "4.0 MiB of 4.0 MiB");
@@ -278,7 +264,7 @@ fn data_file(dir: &Path) -> PathBuf {
 #[test]
 fn an_image_that_changed_in_the_store_is_warmed_anew() {
     let len = 4 * MIB;
-    let Some(world) = world_with(&[("disk", len)], |_| ()) else {
+    let Some(world) = World::with_images(&[("disk", len)], |_| ()) else {
         return;
     };
     succeeds(&tell(&world, "warm", &["disk"], &[]), "4.0 MiB fetched");
@@ -298,7 +284,7 @@ fn guests_go_before_warming() {
     const GUESTS: u64 = 8;
     const READS: u64 = 10;
     let images = [("cold", 256 * MIB), ("guest", GUESTS * READS * MIB)];
-    let Some(world) = world_with(&images, |world| {
+    let Some(world) = World::with_images(&images, |world| {
         let config = world.scratch("few.toml");
         fs::write(&config, "store-threads = 2\n").expect("a configuration");
         let config = config.display().to_string();
@@ -350,7 +336,7 @@ fn guests_go_before_warming() {
 
 #[test]
 fn a_mount_that_ends_does_not_wait_for_warming() {
-    let Some(mut world) = world_with(&[("disk", 64 * MIB)], |world| {
+    let Some(mut world) = World::with_images(&[("disk", 64 * MIB)], |world| {
         world.flags(&["--simulate-bandwidth", "4M"]);
     }) else {
         return;
@@ -367,7 +353,7 @@ fn a_mount_that_ends_does_not_wait_for_warming() {
 #[test]
 fn an_evicted_image_leaves_flash_and_the_other_stays() {
     let len = 8 * MIB;
-    let Some(world) = world_with(&[("a", len), ("b", len)], |_| ()) else {
+    let Some(world) = World::with_images(&[("a", len), ("b", len)], |_| ()) else {
         return;
     };
     succeeds(&tell(&world, "warm", &["a", "b"], &[]), "8.0 MiB fetched");
@@ -393,7 +379,7 @@ fn an_evicted_image_leaves_flash_and_the_other_stays() {
 #[test]
 fn an_open_image_can_be_evicted_under_its_guest() {
     let len = 8 * MIB;
-    let Some(mut world) = world_with(&[("disk", len)], |_| ()) else {
+    let Some(mut world) = World::with_images(&[("disk", len)], |_| ()) else {
         return;
     };
     let file = open(&world.mnt("disk"), true);
@@ -430,7 +416,7 @@ fn an_open_image_can_be_evicted_under_its_guest() {
 
 #[test]
 fn mistakes_are_told_in_one_sentence() {
-    let Some(mut world) = world_with(&[("disk", MIB)], |world| {
+    let Some(mut world) = World::with_images(&[("disk", MIB)], |world| {
         fs::create_dir(world.store("dir")).expect("mkdir");
         std::os::unix::fs::symlink("disk", world.store("link")).expect("a link");
     }) else {

@@ -178,7 +178,7 @@ impl Engine for RingEngine {
     }
 
     /// Waits for the poll's own end: one that has been woken and not worked off stays in the queue of
-    /// those to wake, and would swallow every further wake-up.
+    /// those to wake, and would swallow every further wake-up. The kernel tells that end at once.
     fn unwatch(&mut self) {
         if self.watching.is_none() {
             return;

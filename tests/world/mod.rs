@@ -93,6 +93,21 @@ impl World {
         })
     }
 
+    /// A started world whose store holds images of these names and sizes, aged; the first is pattern 1.
+    /// `prepare` comes before the start.
+    pub fn with_images(images: &[(&str, u64)], prepare: impl FnOnce(&mut World)) -> Option<World> {
+        let mut world = World::new()?;
+        for ((name, len), tag) in images.iter().zip(1..) {
+            files::make_image(&world.store(name), tag, *len);
+        }
+        for (name, _) in images {
+            files::age(&[&world.store(name)]);
+        }
+        prepare(&mut world);
+        world.start();
+        Some(world)
+    }
+
     /// Sets the cache limit as typed after `@`.
     pub fn limit(&mut self, limit: &str) -> &mut World {
         self.limit = Some(limit.into());
