@@ -428,6 +428,8 @@ fn only_those_in_control_say_what_is_immutable() {
 fn eviction_does_not_touch_what_the_kernel_reads() {
     /// So often the others are read that a held image would be gone were it not held.
     const ROUNDS: usize = 6;
+    /// One that is not held goes in far fewer rounds than this.
+    const PATIENT_ROUNDS: usize = 30;
     let (len, others) = (8 * MIB + 512, 3);
     // Together they fill the cache, and they are used more than once: no algorithm keeps them out.
     let press = |world: &World| {
@@ -452,12 +454,14 @@ fn eviction_does_not_touch_what_the_kernel_reads() {
     assert_eq!(resident, len.next_multiple_of(4096));
     let got = read_at(&file, 0, 16 * MIB as usize).expect("read");
     assert_same(&got, &pattern(1, 0, len as usize), 0);
-    let other = world.count("other-0", "resident_bytes");
-    assert!(other > 0, "the others have room");
+    // Which of them are on flash at this moment is the algorithm's affair.
+    let resident_of = |other| world.count(&format!("other-{other}"), "resident_bytes");
+    let room: u64 = (0..others).map(resident_of).sum();
+    assert!(room >= 4 * MIB, "the others have room: {room} bytes");
     drop(file);
     closed(&world, "golden");
     // Free again: others that are used more take its place.
-    let left = (0..ROUNDS).find(|_| {
+    let left = (0..PATIENT_ROUNDS).find(|_| {
         press(&world);
         world.count("golden", "resident_bytes") < resident
     });
