@@ -2,13 +2,14 @@
 //! shared storage.
 //!
 //! The rooms, top to bottom; a room uses only rooms below it (`tests/rooms.rs` checks this):
-//! `cli` → `control` → `mount` → `image` → `cache` → `module`, `io`; `mount` and `image` also use
-//! `store`; every room may read `config`.
+//! `cli` → `control` → `mount` → `image` → `cache` → `module`, `io`; `mount` and `image` also
+//! use `store`; `mount` uses `handover`; every room may read `config`.
 
 pub mod cache;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod handover;
 pub mod image;
 pub mod io;
 pub mod module;

@@ -10,11 +10,12 @@ const PLAN: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
-            "control", "mount", "image", "cache", "module", "io", "store", "config",
+            "control", "mount", "handover", "image", "cache", "module", "io", "store", "config",
         ],
     ),
     ("control", &["mount", "image", "cache", "store", "config"]),
-    ("mount", &["image", "io", "store", "config"]),
+    ("mount", &["handover", "image", "io", "store", "config"]),
+    ("handover", &["config"]),
     ("image", &["cache", "module", "io", "store", "config"]),
     ("cache", &["module", "io", "store", "config"]),
     ("store", &["config"]),
