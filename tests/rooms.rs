@@ -10,10 +10,15 @@ const PLAN: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
-            "control", "mount", "handover", "image", "cache", "module", "io", "store", "config",
+            "keeper", "control", "mount", "handover", "image", "cache", "module", "io", "store",
+            "config",
         ],
     ),
-    ("control", &["mount", "image", "cache", "store", "config"]),
+    ("keeper", &["mount", "handover", "config"]),
+    (
+        "control",
+        &["mount", "handover", "image", "cache", "store", "config"],
+    ),
     ("mount", &["handover", "image", "io", "store", "config"]),
     ("handover", &["config"]),
     ("image", &["cache", "module", "io", "store", "config"]),

@@ -7,10 +7,13 @@ pub mod evict;
 pub mod image;
 pub mod logging;
 pub mod mount;
+pub mod serve;
 pub mod set;
 pub mod signals;
+pub mod stack;
 pub mod status;
 pub mod table;
+pub mod upgrade;
 pub mod warm;
 
 use std::ffi::OsString;
@@ -39,6 +42,9 @@ enum Command {
     Warm(warm::Warm),
     Evict(evict::Evict),
     Set(set::Set),
+    Upgrade(upgrade::Upgrade),
+    #[command(hide = true)]
+    Serve(Box<serve::Serve>),
 }
 
 /// Does what the arguments ask (the first is the program's name). The error is one sentence.
@@ -53,6 +59,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode, Er
         Command::Warm(warm) => warm.run(),
         Command::Evict(evict) => evict.run(),
         Command::Set(set) => set.run(),
+        Command::Upgrade(upgrade) => upgrade.run(),
+        Command::Serve(serve) => serve.run(),
     }
 }
 

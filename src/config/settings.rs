@@ -31,6 +31,7 @@ pub struct Settings {
     pub store_user: Option<StoreUser>,
     pub control_uids: Option<Vec<u32>>,
     pub passthrough: Option<Passthrough>,
+    pub handover: Option<Handover>,
     /// In a file only.
     pub rule: Vec<Rule>,
     pub log_level: Option<LogLevel>,
@@ -41,6 +42,12 @@ pub struct Settings {
     /// A flag only: a file that breaks rule 3a would be forgotten there.
     #[serde(skip)]
     pub unsafe_no_in_doubt_marks: bool,
+    /// A flag only, as above: breaks the fence between two servers.
+    #[serde(skip)]
+    pub unsafe_no_fence: bool,
+    /// A flag only, as above: breaks what outlives a server.
+    #[serde(skip)]
+    pub unsafe_server_clones: bool,
 }
 
 /// Whether images may be opened on the passthrough plane.
@@ -48,6 +55,15 @@ pub struct Settings {
 #[serde(rename_all = "lowercase")]
 pub enum Passthrough {
     /// Where the system allows it and the image is immutable and wholly on flash.
+    Auto,
+    Off,
+}
+
+/// Whether a mount outlives the process that serves it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Handover {
+    /// Where the system allows it.
     Auto,
     Off,
 }
@@ -73,30 +89,59 @@ impl Settings {
             store_user: self.store_user.or(file.store_user),
             control_uids: self.control_uids.or(file.control_uids),
             passthrough: self.passthrough.or(file.passthrough),
+            handover: self.handover.or(file.handover),
             rule: file.rule,
             log_level: self.log_level.or(file.log_level),
             simulate_latency: self.simulate_latency.or(file.simulate_latency),
             simulate_bandwidth: self.simulate_bandwidth.or(file.simulate_bandwidth),
             simulate_once: self.simulate_once.or(file.simulate_once),
             unsafe_no_in_doubt_marks: self.unsafe_no_in_doubt_marks,
+            unsafe_no_fence: self.unsafe_no_fence,
+            unsafe_server_clones: self.unsafe_server_clones,
         }
     }
 }
 
-/// The file the user named, or the default one where it exists, or nothing.
-pub(super) fn load_for(mountpoint: &Path, named: Option<&Path>) -> Result<Settings, Error> {
-    if let Some(path) = named {
-        return parse(path, &read(path)?);
-    }
-    let Some(path) = default_path(mountpoint) else {
-        return Ok(Settings::default());
-    };
-    match read(&path) {
-        Ok(text) => parse(&path, &text),
-        Err(Error::Unreadable { error, .. }) if error.kind() == io::ErrorKind::NotFound => {
-            Ok(Settings::default())
+/// A configuration file as it was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileText {
+    pub path: PathBuf,
+    pub text: String,
+}
+
+impl FileText {
+    /// Reads the file the user named, or the default one of the mount point where it exists.
+    pub fn find(mountpoint: &Path, named: Option<&Path>) -> Result<Option<FileText>, Error> {
+        if let Some(path) = named {
+            return FileText::read(path).map(Some);
         }
-        Err(error) => Err(error),
+        let Some(path) = default_path(mountpoint) else {
+            return Ok(None);
+        };
+        match FileText::read(&path) {
+            Ok(file) => Ok(Some(file)),
+            Err(Error::Unreadable { error, .. }) if error.kind() == io::ErrorKind::NotFound => {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reads `path`, which is kept as an absolute one.
+    pub fn read(path: &Path) -> Result<FileText, Error> {
+        let unreadable = |error| Error::Unreadable {
+            path: path.to_path_buf(),
+            error,
+        };
+        Ok(FileText {
+            text: fs::read_to_string(path).map_err(unreadable)?,
+            path: std::path::absolute(path).map_err(unreadable)?,
+        })
+    }
+
+    /// What it sets.
+    pub fn settings(&self) -> Result<Settings, Error> {
+        parse(&self.path, &self.text)
     }
 }
 
@@ -106,13 +151,6 @@ fn default_path(mountpoint: &Path) -> Option<PathBuf> {
     let mut name = absolute.file_name()?.to_os_string();
     name.push(".toml");
     Some(Path::new(DIRECTORY).join(name))
-}
-
-fn read(path: &Path) -> Result<String, Error> {
-    fs::read_to_string(path).map_err(|error| Error::Unreadable {
-        path: path.to_path_buf(),
-        error,
-    })
 }
 
 fn parse(path: &Path, text: &str) -> Result<Settings, Error> {
@@ -146,13 +184,14 @@ mod tests {
             portable-session = true\nio-uring = false\n\
             store-user = \"0:0\"\ncontrol-uids = [107]\nlog-level = \"warn\"\n\
             simulate-latency = \"2ms\"\nsimulate-bandwidth = \"100M\"\nsimulate-once = \"/x\"\n\
-            passthrough = \"off\"\n[[rule]]\nmatch = \"golden/*\"\nimmutable = true\n";
+            passthrough = \"off\"\nhandover = \"off\"\n[[rule]]\nmatch = \"golden/*\"\nimmutable = true\n";
         let settings = parse(Path::new("/x/vms.toml"), text).expect("accepted");
         assert_eq!(settings.cache.len(), 1);
         assert_eq!(settings.control_uids, Some(vec![107]));
         assert_eq!(settings.stream_bypass, Some(SizeOrOff(None)));
         assert_eq!(settings.log_level, Some(LogLevel(log::LevelFilter::Warn)));
         assert_eq!(settings.passthrough, Some(Passthrough::Off));
+        assert_eq!(settings.handover, Some(Handover::Off));
         assert_eq!(settings.rule.len(), 1);
     }
 

@@ -16,7 +16,11 @@ pub use client::ClientError;
 pub use daemon::Daemon;
 pub use model::MountStatus;
 pub use request::{Lines, Reply, Request};
-pub use server::{Server, ServerError};
+pub use server::Server;
+
+use std::path::Path;
+
+use crate::handover::message::Outcome;
 
 /// Where the server gets what it tells.
 pub trait Source: Send + Sync {
@@ -24,4 +28,8 @@ pub trait Source: Send + Sync {
     fn status(&self) -> MountStatus;
     /// Tells an image to do something. Returns at once; the answer may come later, from any thread.
     fn act(&self, request: Request, reply: Reply);
+    /// Hands the mount over to `program`; returns when that has begun. The error is a sentence.
+    fn upgrade(&self, program: &Path) -> Result<(), String>;
+    /// What came of the last upgrade.
+    fn upgraded(&self) -> Option<Outcome>;
 }

@@ -35,6 +35,16 @@ impl Ledger {
         })
     }
 
+    /// How many servers have taken over from one before.
+    pub fn restarts(&self) -> u64 {
+        0
+    }
+
+    /// How many requests the kernel has sent again.
+    pub fn resent_requests(&self) -> u64 {
+        0
+    }
+
     /// To hand it on.
     pub fn memory(&self) -> BorrowedFd<'_> {
         self.file.as_fd()

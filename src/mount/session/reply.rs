@@ -4,6 +4,7 @@
 
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use zerocopy::{Immutable, IntoBytes};
 
@@ -25,6 +26,7 @@ pub struct Reply {
 
 impl Reply {
     pub fn new(device: &Arc<Device>, unique: u64) -> Reply {
+        device.in_hand.fetch_add(1, Ordering::Relaxed);
         Reply {
             device: device.clone(),
             unique,
@@ -191,6 +193,7 @@ impl Drop for Reply {
         if !self.sent {
             self.say(libc::EIO);
         }
+        self.device.in_hand.fetch_sub(1, Ordering::Release);
     }
 }
 
