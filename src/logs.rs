@@ -58,7 +58,12 @@ pub fn say(level: Level, kind: &'static str, subject: &str, line: impl Fn() -> S
     if say_now {
         log::log!(level, "{}", line());
     }
-    if start_teller && thread::Builder::new().name("log".into()).spawn(tell_rest).is_err() {
+    if start_teller
+        && thread::Builder::new()
+            .name("log".into())
+            .spawn(tell_rest)
+            .is_err()
+    {
         HELD.lock().get_or_insert_default().teller_lives = false; // the next one tries again
     }
 }
@@ -173,7 +178,13 @@ mod tests {
     use super::*;
 
     fn take(held: &mut Held, subject: &str, now: Instant) -> bool {
-        held.take(Level::Warn, "read", subject, || format!("{subject}: bad"), now)
+        held.take(
+            Level::Warn,
+            "read",
+            subject,
+            || format!("{subject}: bad"),
+            now,
+        )
     }
 
     #[test]
@@ -189,7 +200,10 @@ mod tests {
         assert_eq!(held.next_due(), Some(end));
         assert!(held.due(begin).is_empty());
         let said = held.due(end);
-        assert_eq!(said, [(Level::Warn, "a: bad; 1000 like this in 10 s".into())]);
+        assert_eq!(
+            said,
+            [(Level::Warn, "a: bad; 1000 like this in 10 s".into())]
+        );
         assert_eq!(held.next_due(), None);
     }
 

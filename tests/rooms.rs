@@ -10,13 +10,23 @@ const PLAN: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
-            "control", "mount", "handover", "image", "cache", "module", "io", "store", "config", "logs",
+            "control", "mount", "handover", "image", "cache", "module", "io", "store", "config",
+            "logs",
         ],
     ),
-    ("control", &["mount", "image", "cache", "store", "config", "logs"]),
-    ("mount", &["handover", "image", "io", "store", "config", "logs"]),
+    (
+        "control",
+        &["mount", "image", "cache", "store", "config", "logs"],
+    ),
+    (
+        "mount",
+        &["handover", "image", "io", "store", "config", "logs"],
+    ),
     ("handover", &["config"]),
-    ("image", &["cache", "module", "io", "store", "config", "logs"]),
+    (
+        "image",
+        &["cache", "module", "io", "store", "config", "logs"],
+    ),
     ("cache", &["module", "io", "store", "config", "logs"]),
     ("store", &["config", "logs"]),
     ("module", &["config"]),

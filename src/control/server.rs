@@ -201,8 +201,8 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::control::metrics::Facts;
     use crate::control::client::{self, ClientError};
+    use crate::control::metrics::Facts;
     use crate::control::model::MountStatus;
     use crate::image::status::ImageStatus;
 

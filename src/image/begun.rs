@@ -83,7 +83,9 @@ impl PendingRead {
     pub fn served(self) {
         let image = &self.handle.image;
         add(&image.counters.read_hits, 1);
-        image.latencies().note(Timed::Read, Outcome::Hit, self.begun);
+        image
+            .latencies()
+            .note(Timed::Read, Outcome::Hit, self.begun);
         self.handle.read_ahead(&self.follow);
     }
 
@@ -95,7 +97,9 @@ impl PendingRead {
         let Some(done) = kept else {
             let image = &handle.image;
             add(&image.counters.read_hits, 1);
-            image.latencies().note(Timed::Read, Outcome::Hit, self.begun);
+            image
+                .latencies()
+                .note(Timed::Read, Outcome::Hit, self.begun);
             return handle.read_ahead(&self.follow);
         };
         let missed = match self.follow.around {
@@ -107,7 +111,11 @@ impl PendingRead {
             let outcome = match result {
                 Ok(bytes) => {
                     done(Ok(bytes.bytes()));
-                    if bytes.from_flash { Outcome::Hit } else { missed }
+                    if bytes.from_flash {
+                        Outcome::Hit
+                    } else {
+                        missed
+                    }
                 }
                 Err(error) => {
                     image.tell_failed("read", &error);

@@ -28,8 +28,8 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use super::{Error, Result};
-pub use load::Load;
 use load::Abandoned;
+pub use load::Load;
 pub use parked::Parked;
 use parked::{Answer, Cell, Done, Fallback};
 use queue::Queue;

@@ -297,7 +297,14 @@ const fn gauge(
     samples: Samples,
 ) -> Definition {
     let kind = Kind::Gauge;
-    Definition { name, kind, unit, labels, help, samples }
+    Definition {
+        name,
+        kind,
+        unit,
+        labels,
+        help,
+        samples,
+    }
 }
 
 const fn counter(
@@ -308,7 +315,14 @@ const fn counter(
     samples: Samples,
 ) -> Definition {
     let kind = Kind::Counter;
-    Definition { name, kind, unit, labels, help, samples }
+    Definition {
+        name,
+        kind,
+        unit,
+        labels,
+        help,
+        samples,
+    }
 }
 
 const fn histogram(
@@ -318,7 +332,14 @@ const fn histogram(
     samples: Samples,
 ) -> Definition {
     let (kind, unit) = (Kind::Histogram, "seconds");
-    Definition { name, kind, unit, labels, help, samples }
+    Definition {
+        name,
+        kind,
+        unit,
+        labels,
+        help,
+        samples,
+    }
 }
 
 fn sample<const N: usize>(labels: [&str; N], number: u64) -> Sample {
@@ -373,7 +394,11 @@ fn handles(facts: &Facts) -> Vec<Sample> {
         for plane in &image.planes {
             *planes.entry(&plane.plane).or_default() += plane.handles;
         }
-        samples.extend(planes.into_iter().map(|(plane, count)| sample([name, plane], count)));
+        samples.extend(
+            planes
+                .into_iter()
+                .map(|(plane, count)| sample([name, plane], count)),
+        );
     }
     samples
 }

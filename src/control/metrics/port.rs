@@ -28,7 +28,7 @@ const CONNECTIONS_MAX: usize = 8;
 const CONNECTION_TIME_MAX: Duration = Duration::from_secs(10);
 /// A process that served before may still be ending: it is waited for so long, [`TRIES`] times.
 const PAUSE: Duration = Duration::from_millis(250);
-const TRIES: usize = 40;
+const TRIES: usize = 20;
 
 /// A port being served. Dropping it ends the service.
 pub struct Port {
