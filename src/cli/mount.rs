@@ -197,7 +197,9 @@ fn serve(mut config: Config) -> Result<ExitCode, Error> {
     mem::forget((store.clone(), executor.clone(), pool, images.clone()));
     let ready = announce(&config, mounted.clone());
     let socket = config.control_socket.clone();
-    let served = mount::serve(&config, store, images.clone(), executor, &socket, ready);
+    let served = mount::alone(&config).and_then(|alone| {
+        mount::serve(&config, store, images.clone(), executor, &socket, alone, ready)
+    });
     mounted.store(false, Ordering::Release);
     let flushed = images.shutdown(SHUTDOWN_DEADLINE);
     drop(server);
