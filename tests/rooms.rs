@@ -11,22 +11,31 @@ const PLAN: &[(&str, &[&str])] = &[
         "cli",
         &[
             "keeper", "control", "mount", "handover", "image", "cache", "module", "io", "store",
-            "config",
+            "config", "logs",
         ],
     ),
-    ("keeper", &["mount", "handover", "config"]),
+    ("keeper", &["mount", "handover", "config", "logs"]),
     (
         "control",
-        &["mount", "handover", "image", "cache", "store", "config"],
+        &[
+            "mount", "handover", "image", "cache", "store", "config", "logs",
+        ],
     ),
-    ("mount", &["handover", "image", "io", "store", "config"]),
+    (
+        "mount",
+        &["handover", "image", "io", "store", "config", "logs"],
+    ),
     ("handover", &["config"]),
-    ("image", &["cache", "module", "io", "store", "config"]),
-    ("cache", &["module", "io", "store", "config"]),
-    ("store", &["config"]),
+    (
+        "image",
+        &["cache", "module", "io", "store", "config", "logs"],
+    ),
+    ("cache", &["module", "io", "store", "config", "logs"]),
+    ("store", &["config", "logs"]),
     ("module", &["config"]),
     ("io", &["config"]),
     ("config", &[]),
+    ("logs", &[]),
 ];
 
 #[test]

@@ -97,6 +97,9 @@ pub struct Mount {
     /// [default: 64M]
     #[arg(long, value_name = "SIZE")]
     stream_bypass: Option<SizeOrOff>,
+    /// Serve metrics here too, for Prometheus: a loopback address and a port, 127.0.0.1:9095
+    #[arg(long, value_name = "ADDR")]
+    metrics_listen: Option<String>,
     /// Make the store slower: add this to every operation
     #[arg(long, value_name = "TIME")]
     simulate_latency: Option<Span>,
@@ -162,6 +165,7 @@ impl Mount {
             handover: self.handover,
             store_deadline: self.store_deadline,
             stream_bypass: self.stream_bypass,
+            metrics_listen: self.metrics_listen.clone(),
             simulate_latency: self.simulate_latency,
             simulate_bandwidth: self.simulate_bandwidth,
             simulate_once: self.simulate_once.clone(),

@@ -14,6 +14,7 @@ use std::time::Duration;
 use super::Error;
 use crate::cache::Pool;
 use crate::config::Config;
+use crate::control::metrics::Port;
 use crate::control::{Daemon, Server};
 use crate::handover::{Inheritance, Kept};
 use crate::image::Images;
@@ -94,7 +95,9 @@ impl Stack {
             kept.clone(),
             inheritance.ledger.clone(),
         );
-        let server = Server::start(listener, Arc::new(daemon)).map_err(Error::Start)?;
+        let daemon = Arc::new(daemon);
+        let server = Server::start(listener, daemon.clone()).map_err(Error::Start)?;
+        let _metrics = config.metrics_listen.map(|at| Port::start(at, daemon));
         // Closing files of a store that hangs may hang: these stay open until the process is gone.
         mem::forget((store.clone(), executor.clone(), pool, images.clone()));
         let socket = &config.control_socket;

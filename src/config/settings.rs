@@ -32,6 +32,8 @@ pub struct Settings {
     pub control_uids: Option<Vec<u32>>,
     pub passthrough: Option<Passthrough>,
     pub handover: Option<Handover>,
+    /// Where metrics are served besides the control socket: a loopback address and a port.
+    pub metrics_listen: Option<String>,
     /// In a file only.
     pub rule: Vec<Rule>,
     pub log_level: Option<LogLevel>,
@@ -90,6 +92,7 @@ impl Settings {
             control_uids: self.control_uids.or(file.control_uids),
             passthrough: self.passthrough.or(file.passthrough),
             handover: self.handover.or(file.handover),
+            metrics_listen: self.metrics_listen.or(file.metrics_listen),
             rule: file.rule,
             log_level: self.log_level.or(file.log_level),
             simulate_latency: self.simulate_latency.or(file.simulate_latency),
@@ -184,7 +187,7 @@ mod tests {
             portable-session = true\nio-uring = false\n\
             store-user = \"0:0\"\ncontrol-uids = [107]\nlog-level = \"warn\"\n\
             simulate-latency = \"2ms\"\nsimulate-bandwidth = \"100M\"\nsimulate-once = \"/x\"\n\
-            passthrough = \"off\"\nhandover = \"off\"\n[[rule]]\nmatch = \"golden/*\"\nimmutable = true\n";
+            passthrough = \"off\"\nhandover = \"off\"\nmetrics-listen = \"127.0.0.1:9095\"\n[[rule]]\nmatch = \"golden/*\"\nimmutable = true\n";
         let settings = parse(Path::new("/x/vms.toml"), text).expect("accepted");
         assert_eq!(settings.cache.len(), 1);
         assert_eq!(settings.control_uids, Some(vec![107]));
@@ -192,6 +195,7 @@ mod tests {
         assert_eq!(settings.log_level, Some(LogLevel(log::LevelFilter::Warn)));
         assert_eq!(settings.passthrough, Some(Passthrough::Off));
         assert_eq!(settings.handover, Some(Handover::Off));
+        assert_eq!(settings.metrics_listen.as_deref(), Some("127.0.0.1:9095"));
         assert_eq!(settings.rule.len(), 1);
     }
 

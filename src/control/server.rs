@@ -8,13 +8,14 @@ use std::sync::Arc;
 use std::thread;
 
 use axum::extract::{Path as UrlPath, State};
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use tokio::sync::oneshot;
 
 use super::Source;
+use super::metrics::render;
 use super::model::{Failure, UpgradeRequest, Version};
 use super::request::{Reply, Request};
 
@@ -74,6 +75,7 @@ fn router(source: Arc<dyn Source>) -> Router {
         .route("/v1/version", get(|| async { Json(Version::own()) }))
         .route("/v1/status", get(status))
         .route("/v1/upgrade", get(upgraded).post(upgrade))
+        .route("/metrics", get(metrics))
         .route("/v1/images/{*name}", get(image).post(act))
         .fallback(|| async { failure(StatusCode::NOT_FOUND, "there is no such resource".into()) })
         .with_state(source)
@@ -99,6 +101,12 @@ async fn upgrade(
         Ok(Err(why)) => failure(StatusCode::CONFLICT, why),
         Err(error) => failure(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
     }
+}
+
+/// Prometheus' text.
+pub(super) async fn metrics(State(source): State<Arc<dyn Source>>) -> Response {
+    let kind = [(header::CONTENT_TYPE, render::CONTENT_TYPE)];
+    (kind, render::render(source.facts())).into_response()
 }
 
 async fn image(State(source): State<Arc<dyn Source>>, UrlPath(name): UrlPath<String>) -> Response {
@@ -161,6 +169,7 @@ mod tests {
 
     use super::*;
     use crate::control::client::{self, ClientError};
+    use crate::control::metrics::Facts;
     use crate::control::model::MountStatus;
     use crate::handover::message::Outcome;
     use crate::image::status::ImageStatus;
@@ -187,6 +196,13 @@ mod tests {
 
         fn upgraded(&self) -> Option<Outcome> {
             None
+        }
+
+        fn facts(&self) -> Facts {
+            Facts {
+                status: self.status(),
+                ..Facts::default()
+            }
         }
 
         fn act(&self, request: Request, reply: Reply) {
