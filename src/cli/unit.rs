@@ -50,7 +50,7 @@ fn drop_in(settings: &Settings, file: &Path) -> Result<String, Error> {
         .store_deadline
         .map_or(STORE_DEADLINE_DEFAULT, |span| span.0);
     Ok(format!(
-        "# Made by `flashside unit` from {}; make it again when that changes.\n\
+        "# Made by `flashside unit`; make it again when paths or store-deadline of the configuration change.\n\
          [Unit]\n\
          # Started when these are mounted, stopped before they are unmounted.\n\
          RequiresMountsFor={}\n\
@@ -59,7 +59,6 @@ fn drop_in(settings: &Settings, file: &Path) -> Result<String, Error> {
          [Service]\n\
          # store-deadline and a minute.\n\
          TimeoutStopSec={}\n",
-        file.display(),
         needed?.join(" "),
         escaped(absolute(mountpoint)?),
         (deadline + STOP_MARGIN).as_secs(),
