@@ -11,6 +11,7 @@ pub mod set;
 pub mod signals;
 pub mod status;
 pub mod table;
+pub mod unit;
 pub mod warm;
 
 use std::ffi::OsString;
@@ -39,6 +40,7 @@ enum Command {
     Warm(warm::Warm),
     Evict(evict::Evict),
     Set(set::Set),
+    Unit(unit::Unit),
 }
 
 /// Does what the arguments ask (the first is the program's name). The error is one sentence.
@@ -53,6 +55,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode, Er
         Command::Warm(warm) => warm.run(),
         Command::Evict(evict) => evict.run(),
         Command::Set(set) => set.run(),
+        Command::Unit(unit) => unit.run(),
     }
 }
 
