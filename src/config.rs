@@ -89,6 +89,8 @@ pub struct Config {
     pub simulate: Simulate,
     /// For tests: false makes in-doubt marks volatile, which breaks rule 3a on purpose.
     pub in_doubt_marks: bool,
+    /// For tests: false lets requests that a dead server has begun be carried out twice.
+    pub exactly_once: bool,
 }
 
 /// A made-up store: what a slower one would be like, and one that refuses to serve a page twice.
@@ -156,6 +158,7 @@ impl Config {
                 .map_or(log::LevelFilter::Info, |level| level.0),
             simulate: simulate(&settings)?,
             in_doubt_marks: !settings.unsafe_no_in_doubt_marks,
+            exactly_once: !settings.unsafe_no_exactly_once,
         })
     }
 

@@ -139,6 +139,9 @@ pub struct Mount {
     /// For tests only: lose track of writes in a power cut, which can serve stale blocks
     #[arg(long, hide_short_help = true)]
     unsafe_no_in_doubt_marks: bool,
+    /// For tests only: after a restart of the server, carry out again what it had done and not answered
+    #[arg(long, hide_short_help = true)]
+    unsafe_no_exactly_once: bool,
 }
 
 impl Mount {
@@ -167,6 +170,7 @@ impl Mount {
             simulate_bandwidth: self.simulate_bandwidth,
             simulate_once: self.simulate_once,
             unsafe_no_in_doubt_marks: self.unsafe_no_in_doubt_marks,
+            unsafe_no_exactly_once: self.unsafe_no_exactly_once,
             ..Settings::default()
         };
         Ok(Config::new(self.config.as_deref(), flags)?)
@@ -203,7 +207,15 @@ fn serve(mut config: Config) -> Result<ExitCode, Error> {
     let ready = announce(&config, mounted.clone());
     let socket = config.control_socket.clone();
     let served = mount::alone(&config).and_then(|alone| {
-        mount::serve(&config, store, images.clone(), executor, &socket, alone, ready)
+        mount::serve(
+            &config,
+            store,
+            images.clone(),
+            executor,
+            &socket,
+            alone,
+            ready,
+        )
     });
     mounted.store(false, Ordering::Release);
     let flushed = images.shutdown(SHUTDOWN_DEADLINE);

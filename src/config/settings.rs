@@ -50,6 +50,9 @@ pub struct Settings {
     /// A flag only: a file that breaks rule 3a would be forgotten there.
     #[serde(skip)]
     pub unsafe_no_in_doubt_marks: bool,
+    /// A flag only, as the one before.
+    #[serde(skip)]
+    pub unsafe_no_exactly_once: bool,
 }
 
 /// Whether images may be opened on the passthrough plane.
@@ -92,6 +95,7 @@ impl Settings {
             simulate_bandwidth: self.simulate_bandwidth.or(file.simulate_bandwidth),
             simulate_once: self.simulate_once.or(file.simulate_once),
             unsafe_no_in_doubt_marks: self.unsafe_no_in_doubt_marks,
+            unsafe_no_exactly_once: self.unsafe_no_exactly_once,
         }
     }
 }
