@@ -186,7 +186,8 @@ impl Handle {
         image.changed();
         let announced = match entry.begin_write(offset_bytes, len_bytes) {
             Ok(announced) => announced,
-            Err(_) => {
+            Err(error) => {
+                image.tell_flash_failed(&error);
                 entry.disown();
                 return step(image, None);
             }
