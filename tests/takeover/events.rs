@@ -10,6 +10,7 @@ use crate::pauses::Pauses;
 use crate::prober::Probes;
 use crate::rig::daemon::Daemon;
 use crate::rig::{Rng, text};
+use crate::scene::Plan;
 use crate::serving::{Serving, State};
 use crate::tally::{HANG, Tally};
 
@@ -35,11 +36,11 @@ pub struct Hand<'a> {
 }
 
 impl Hand<'_> {
-    /// So many of each, upgrades spread evenly; the pauses of the kills and of the upgrades. Ends early when
+    /// What is planned, upgrades spread evenly; the pauses of the kills and of the upgrades. Ends early when
     /// an event is not over in time.
-    pub fn run(&self, kills: u64, upgrades: u64, rng: &mut Rng) -> [Pauses; 2] {
+    pub fn run(&self, plan: &Plan, rng: &mut Rng) -> [Pauses; 2] {
         let mut pauses = [Pauses::default(), Pauses::default()];
-        let events = kills + upgrades;
+        let (upgrades, events) = (plan.upgrades, plan.kills + plan.upgrades);
         for number in 0..events {
             // The last of each group of so many is an upgrade.
             let upgraded = |events_done: u64| events_done * upgrades / events;
@@ -47,6 +48,9 @@ impl Hand<'_> {
                 true => Event::Upgrade,
                 false => Event::Kill,
             };
+            if plan.until_wrong && self.tally.wrong() != [0; 3] {
+                break;
+            }
             std::thread::sleep(Duration::from_millis(rng.below(REST_MAX_MS)));
             match self.one(event) {
                 Ok((read, write)) => pauses[event as usize].add(read, write),

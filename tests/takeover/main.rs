@@ -22,10 +22,14 @@ mod serving;
 mod tally;
 
 use std::sync::atomic::Ordering;
+use std::sync::{Mutex, MutexGuard, Once};
 use std::time::Duration;
 
 use rig::{missing, rng, setting, watchdog};
 use scene::{Outcome, Plan, Scene};
+
+/// A control needs one; a run that notices nothing after these is blind.
+const CONTROL_KILLS: u64 = 10;
 
 #[test]
 fn a_killed_or_replaced_server_is_a_pause_and_nothing_else() {
@@ -33,13 +37,14 @@ fn a_killed_or_replaced_server_is_a_pause_and_nothing_else() {
         println!("skipped: {why}");
         return;
     }
+    let _turn = turn();
     let kills = setting("TAKEOVER_KILLS", 30);
     let plan = Plan {
         kills,
         upgrades: setting("TAKEOVER_UPGRADES", kills.div_ceil(10)),
         seed: rng::seed("TAKEOVER_SEED"),
+        until_wrong: false,
     };
-    watchdog::start(Duration::from_secs(240 + 4 * kills));
     println!(
         "{kills} kills, {} upgrades, seed {}",
         plan.upgrades, plan.seed
@@ -59,6 +64,39 @@ fn a_killed_or_replaced_server_is_a_pause_and_nothing_else() {
         after.restarts - before.restarts >= kills,
         "status counts {before:?} and {after:?}"
     );
+}
+
+/// The control: connections that the server made die with it, and the requests that it took from them fail.
+#[test]
+fn the_run_notices_that_a_server_made_its_own_connections() {
+    if let Some(why) = missing(&["fio"]) {
+        println!("skipped: {why}");
+        return;
+    }
+    let _turn = turn();
+    let plan = Plan {
+        kills: CONTROL_KILLS,
+        upgrades: 0,
+        seed: rng::seed("TAKEOVER_SEED"),
+        until_wrong: true,
+    };
+    let scene = Scene::new("takeover-clones", &["--unsafe-server-clones"]).expect("the scene");
+    let outcome = scene.run(plan);
+    let [errors, mismatches, _] = outcome.tally.wrong();
+    println!(
+        "after {} kills: {errors} errors, {mismatches} mismatches",
+        outcome.kills.len()
+    );
+    assert!(errors > 0, "nobody was told of a lost request");
+}
+
+/// One run at a time, and a limit on all of them together.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    static LIMIT: Once = Once::new();
+    let kills = setting("TAKEOVER_KILLS", 30);
+    LIMIT.call_once(|| watchdog::start(Duration::from_secs(400 + 4 * kills)));
+    TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 fn report(outcome: &mut Outcome) {

@@ -37,6 +37,8 @@ pub struct Plan {
     pub kills: u64,
     pub upgrades: u64,
     pub seed: u64,
+    /// The first error or mismatch is enough.
+    pub until_wrong: bool,
 }
 
 /// What came of it.
@@ -122,7 +124,7 @@ impl Scene {
             let outcome = load::run(&image("disk.img"), &self.ledger, plan.seed, &crew, || {
                 std::thread::sleep(Duration::from_secs(1));
                 states[0] = self.serving.state();
-                pauses = hand.run(plan.kills, plan.upgrades, &mut Rng::new(plan.seed));
+                pauses = hand.run(&plan, &mut Rng::new(plan.seed));
                 states[1] = self.serving.state();
                 planes = self.serving.planes("golden.img").to_string();
                 tally.stop();
