@@ -71,6 +71,7 @@ install_packages() {
     . mountscripts/guest.sh
     command -v cc >/dev/null || packages+=(gcc libc6-dev)
     guest_unsupported >/dev/null || packages+=("${GUEST_PACKAGES[@]}") qemu+=("${GUEST_QEMU_PACKAGES[@]}")
+    tests/promtool.sh || return 1
     if [ "$(id -u)" != 0 ]; then
         absent=$(packages_missing "${packages[@]}" "${qemu[@]}" | xargs)
         [ -z "$absent" ] || echo "skipped: installing $absent needs root"

@@ -18,6 +18,7 @@ use super::budget::Budget;
 use super::counters::Counters;
 use super::fetch::FETCH_BLOCKS_MAX;
 use super::handle::Handle;
+use super::latencies::{Histogram, Latencies};
 use super::plane::Seats;
 use super::status::{ImageStatus, PlaneStatus};
 use super::stream::Policy;
@@ -44,6 +45,7 @@ pub(super) struct Shared {
     pub ahead_fetches: AtomicUsize,
     pub fetching_bytes: AtomicUsize,
     pub kept_bytes: AtomicUsize,
+    pub latencies: Latencies,
     /// Of images that are open or cached.
     counters: DashMap<ImageId, Arc<Counters>>,
     work: Mutex<bool>,
@@ -120,6 +122,7 @@ impl Images {
             ahead_fetches: AtomicUsize::new(0),
             fetching_bytes: AtomicUsize::new(0),
             kept_bytes: AtomicUsize::new(0),
+            latencies: Latencies::default(),
             counters: DashMap::new(),
             work: Mutex::new(false),
             work_came: Condvar::new(),
@@ -277,6 +280,11 @@ impl Images {
             .pool
             .known(id)
             .map(|entry| entry.resident_bytes())
+    }
+
+    /// How long requests and store calls took, for metrics.
+    pub fn latencies(&self) -> Vec<Histogram> {
+        self.shared.latencies.look()
     }
 
     /// Every image that is open or cached.

@@ -18,6 +18,7 @@ mod images;
 pub mod immutable;
 mod kept;
 mod lanes;
+pub mod latencies;
 mod miss;
 mod open;
 mod plan;
@@ -33,10 +34,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
+use log::Level;
 use parking_lot::{Mutex, RwLock};
 
 use crate::cache::{Entry, Pool};
 use crate::io::BufferPool;
+use crate::logs;
 use crate::store::executor::Executor;
 use crate::store::{Error, ImageId, StoreFile};
 
@@ -50,6 +53,7 @@ pub use hold::HeldImage;
 pub use images::Images;
 use images::Shared;
 use lanes::Lanes;
+use latencies::{Latencies, Outcome, Timed};
 pub use open::OpenImage;
 
 /// What an operation ends with; called exactly once, from any thread.
@@ -126,6 +130,31 @@ impl Image {
 
     fn flash_executor(&self) -> &Executor {
         &self.shared.flash_executor
+    }
+
+    /// How long things take, over all images.
+    fn latencies(&self) -> &Latencies {
+        &self.shared.latencies
+    }
+
+    /// `done`, with the time until it is called counted and a failure told.
+    fn timed(self: &Arc<Self>, timed: Timed, what: &'static str, done: Done<()>) -> Done<()> {
+        let (image, begun) = (self.clone(), Instant::now());
+        Box::new(move |result| {
+            let outcome = Outcome::of(&result);
+            if let Err(error) = &result {
+                image.tell_failed(what, error);
+            }
+            done(result);
+            image.latencies().note(timed, outcome, begun);
+        })
+    }
+
+    /// A guest gets an error: one line, or a count where it happens again and again.
+    fn tell_failed(&self, what: &'static str, error: &Error) {
+        let name = self.name();
+        let line = || format!("image {name}: a {what} failed: {error}");
+        logs::say(Level::Warn, what, &name, line);
     }
 
     fn store_is_local(&self) -> bool {

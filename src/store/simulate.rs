@@ -11,6 +11,7 @@ use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -280,6 +281,10 @@ impl StoreFile for SimulatedFile {
         Ok(copied)
     }
 
+    fn descriptor(&self) -> Option<Arc<OwnedFd>> {
+        self.inner.descriptor()
+    }
+
     fn as_any(&self) -> &dyn Any {
         self
     }
@@ -332,6 +337,30 @@ impl Store for Simulated {
     fn open(&self, who: &Caller, node: &Node, mode: OpenMode) -> Result<Arc<dyn StoreFile>> {
         self.link.pass();
         self.file(self.inner.open(who, node, mode)?)
+    }
+
+    fn token(&self, node: &Node) -> Option<Arc<[u8]>> {
+        self.inner.token(node)
+    }
+
+    fn node_of(
+        &self,
+        id: ImageId,
+        kind: Kind,
+        token: &[u8],
+        place: Option<(&Node, &OsStr)>,
+    ) -> Result<Node> {
+        self.inner.node_of(id, kind, token, place)
+    }
+
+    fn adopt_file(
+        &self,
+        who: &Caller,
+        node: &Node,
+        mode: OpenMode,
+        file: OwnedFd,
+    ) -> Result<Arc<dyn StoreFile>> {
+        self.file(self.inner.adopt_file(who, node, mode, file)?)
     }
 
     fn create(

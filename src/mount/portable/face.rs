@@ -12,36 +12,16 @@ use std::time::SystemTime;
 
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, INodeNo,
-    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier,
+    IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier,
     RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry,
     ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
     TimeOrNow, WriteFlags,
 };
 
 use super::attr::set_time;
-use super::replies;
+use super::{negotiate, replies};
 use crate::mount::core::Core;
 use crate::store::{Caller, SetAttr};
-
-/// Largest request, in bytes.
-const REQUEST_BYTES_MAX: u32 = 1 << 20;
-/// Requests that may wait at once, of those the kernel counts (asynchronous direct I/O). Many,
-/// because those stuck on a hanging store must not stop reads of what is resident.
-const BACKGROUND_MAX: u16 = 16384;
-
-/// Files for passthrough lie on a filesystem that is not stacked on another.
-const STACK_DEPTH: u32 = 1;
-
-/// What we ask the kernel for, each only where offered. Never FUSE_WRITEBACK_CACHE (writes must
-/// reach us when they are made) nor FUSE_OVER_IO_URING (fuser does not speak it).
-const CAPABILITIES: [InitFlags; 6] = [
-    InitFlags::FUSE_ASYNC_DIO,
-    InitFlags::FUSE_PARALLEL_DIROPS,
-    InitFlags::FUSE_POSIX_ACL,
-    InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
-    InitFlags::FUSE_MAX_PAGES,
-    InitFlags::FUSE_DONT_MASK,
-];
 
 /// fuser's view of a mount.
 pub struct Face {
@@ -66,34 +46,9 @@ impl Face {
 
 impl Filesystem for Face {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        for capability in CAPABILITIES {
-            if config.add_capabilities(capability).is_err() {
-                log::debug!("the kernel does not offer {capability:?}");
-            }
-        }
-        if self.core.planes.auto {
-            let offered = config
-                .add_capabilities(InitFlags::FUSE_PASSTHROUGH)
-                .is_ok_and(|()| config.set_max_stack_depth(STACK_DEPTH).is_ok());
-            self.core.planes.negotiated(offered);
-        }
-        let refused = config
-            .set_max_write(REQUEST_BYTES_MAX)
-            .and(
-                config
-                    .set_max_background(BACKGROUND_MAX)
-                    .map(u32::from)
-                    .map_err(u32::from),
-            )
-            .and(
-                config
-                    .set_congestion_threshold(BACKGROUND_MAX)
-                    .map(u32::from)
-                    .map_err(u32::from),
-            );
-        refused
-            .map(drop)
-            .map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
+        let agreed = negotiate::ask(config, self.core.planes.auto)?;
+        self.core.planes.negotiated(agreed.passthrough);
+        Ok(())
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {

@@ -63,8 +63,9 @@ impl Shared {
         }
         self.set_hanging(hanging);
         fall_back.iter().for_each(|answer| answer.fall_back());
-        late.iter()
-            .for_each(|answer| answer.expire(self.limits.deadline));
+        for answer in late {
+            self.load.expired(answer.expire(self.limits.deadline));
+        }
     }
 
     /// Takes the end of a call into account: one log line when failing begins, at most every
