@@ -7,14 +7,17 @@ pub mod evict;
 pub mod image;
 pub mod logging;
 pub mod mount;
+pub mod rates;
 pub mod serve;
 pub mod set;
 pub mod signals;
 pub mod stack;
 pub mod status;
 pub mod table;
+pub mod unit;
 pub mod upgrade;
 pub mod warm;
+pub mod watch;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -42,6 +45,7 @@ enum Command {
     Warm(warm::Warm),
     Evict(evict::Evict),
     Set(set::Set),
+    Unit(unit::Unit),
     Upgrade(upgrade::Upgrade),
     #[command(hide = true)]
     Serve(Box<serve::Serve>),
@@ -59,6 +63,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode, Er
         Command::Warm(warm) => warm.run(),
         Command::Evict(evict) => evict.run(),
         Command::Set(set) => set.run(),
+        Command::Unit(unit) => unit.run(),
         Command::Upgrade(upgrade) => upgrade.run(),
         Command::Serve(serve) => serve.run(),
     }

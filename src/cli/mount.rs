@@ -46,6 +46,8 @@ Examples:
 
 Configuration file (TOML), by default /etc/flashside/NAME.toml where NAME is the
 last component of MOUNTPOINT; flags win over it; unknown keys are refused:
+    store = \"/nfs/images\"       # then `flashside mount --config FILE` is enough
+    mountpoint = \"/srv/vms\"
     cache = [\"/flash0/cache@200G\"]
     store-deadline = \"10min\"     # then a store operation fails with EIO
     readahead = \"8M\"             # at most, per open file
@@ -66,10 +68,13 @@ last component of MOUNTPOINT; flags win over it; unknown keys are refused:
     immutable = true             # nobody writes it"
 )]
 pub struct Mount {
-    /// Directory that holds the images: NFS, CephFS, GFS2 or any other
-    store: PathBuf,
+    /// Directory that holds the images: NFS, CephFS, GFS2 or any other [default: what the file of
+    /// --config says]
+    #[arg(required_unless_present = "config", requires = "mountpoint")]
+    store: Option<PathBuf>,
     /// Empty directory where the images appear
-    mountpoint: PathBuf,
+    #[arg(required_unless_present = "config")]
+    mountpoint: Option<PathBuf>,
     /// Keep blocks in this directory (ext4 or XFS on local flash), at most LIMIT: 200G or 25%
     /// [default limit: 80%]. 10 % of the filesystem always stay free. May be repeated
     #[arg(long, value_name = "DIR[@LIMIT]")]
@@ -83,6 +88,9 @@ pub struct Mount {
     /// Refuse all writes through the mount
     #[arg(long)]
     read_only: bool,
+    /// Refuse to run programs from the mount
+    #[arg(long)]
+    no_exec: bool,
     /// Let the kernel read immutable images straight from flash, or never [default: auto]
     #[arg(long, value_name = "WHEN", value_enum)]
     passthrough: Option<Passthrough>,
@@ -113,6 +121,9 @@ pub struct Mount {
     /// For tests only: lose track of writes in a power cut, which can serve stale blocks
     #[arg(long, hide_short_help = true)]
     unsafe_no_in_doubt_marks: bool,
+    /// For tests only: after a restart of the server, carry out again what it had done and not answered
+    #[arg(long, hide_short_help = true)]
+    unsafe_no_exactly_once: bool,
     /// For tests only: let the next server begin while calls of a dead one still run
     #[arg(long, hide = true)]
     unsafe_no_fence: bool,
@@ -128,9 +139,8 @@ impl Mount {
             return background::start();
         }
         let directory = self.has_relative_paths().then_some(".");
-        let file = FileText::find(&self.mountpoint, self.config.as_deref())?;
-        let flags = self.flags();
-        let mut config = Config::new(&self.store, &self.mountpoint, file.as_ref(), flags)?;
+        let file = FileText::find(self.mountpoint.as_deref(), self.config.as_deref())?;
+        let mut config = Config::new(file.as_ref(), self.flags())?;
         logging::start(config.log_level);
         stack::prepare_process();
         clean_dead_mount(&mut config)?;
@@ -150,7 +160,7 @@ impl Mount {
     }
 
     fn has_relative_paths(&self) -> bool {
-        let named = [Some(&self.store), Some(&self.mountpoint)];
+        let named = [self.store.as_ref(), self.mountpoint.as_ref()];
         let named = named.into_iter().chain([self.config.as_ref()]);
         let named = named.chain([self.simulate_once.as_ref()]).flatten();
         let caches = self.cache.iter().map(|cache| &cache.dir);
@@ -159,8 +169,11 @@ impl Mount {
 
     fn flags(&self) -> Settings {
         Settings {
+            store: self.store.clone(),
+            mountpoint: self.mountpoint.clone(),
             cache: self.cache.clone(),
             read_only: self.read_only.then_some(true),
+            no_exec: self.no_exec,
             passthrough: self.passthrough,
             handover: self.handover,
             store_deadline: self.store_deadline,
@@ -170,6 +183,7 @@ impl Mount {
             simulate_bandwidth: self.simulate_bandwidth,
             simulate_once: self.simulate_once.clone(),
             unsafe_no_in_doubt_marks: self.unsafe_no_in_doubt_marks,
+            unsafe_no_exactly_once: self.unsafe_no_exactly_once,
             unsafe_no_fence: self.unsafe_no_fence,
             unsafe_server_clones: self.unsafe_server_clones,
             ..Settings::default()

@@ -1,5 +1,6 @@
 //! What can be set, by flag or in the configuration file (TOML), before it is checked.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,8 +19,14 @@ const DIRECTORY: &str = "/etc/flashside";
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct Settings {
+    /// In a file only, as is `mountpoint`: on the command line they are arguments.
+    pub store: Option<PathBuf>,
+    pub mountpoint: Option<PathBuf>,
     pub cache: Vec<CacheSpec>,
     pub read_only: Option<bool>,
+    /// A flag only: fstab asks for it with `user` and `noexec`.
+    #[serde(skip)]
+    pub no_exec: bool,
     pub store_deadline: Option<Span>,
     pub readahead: Option<Size>,
     pub stream_bypass: Option<SizeOrOff>,
@@ -44,6 +51,9 @@ pub struct Settings {
     /// A flag only: a file that breaks rule 3a would be forgotten there.
     #[serde(skip)]
     pub unsafe_no_in_doubt_marks: bool,
+    /// A flag only, as the one before.
+    #[serde(skip)]
+    pub unsafe_no_exactly_once: bool,
     /// A flag only, as above: breaks the fence between two servers.
     #[serde(skip)]
     pub unsafe_no_fence: bool,
@@ -74,12 +84,15 @@ impl Settings {
     /// These settings where they say something, `file` elsewhere.
     pub fn over(self, file: Settings) -> Settings {
         Settings {
+            store: self.store.or(file.store),
+            mountpoint: self.mountpoint.or(file.mountpoint),
             cache: if self.cache.is_empty() {
                 file.cache
             } else {
                 self.cache
             },
             read_only: self.read_only.or(file.read_only),
+            no_exec: self.no_exec,
             store_deadline: self.store_deadline.or(file.store_deadline),
             readahead: self.readahead.or(file.readahead),
             stream_bypass: self.stream_bypass.or(file.stream_bypass),
@@ -99,10 +112,18 @@ impl Settings {
             simulate_bandwidth: self.simulate_bandwidth.or(file.simulate_bandwidth),
             simulate_once: self.simulate_once.or(file.simulate_once),
             unsafe_no_in_doubt_marks: self.unsafe_no_in_doubt_marks,
+            unsafe_no_exactly_once: self.unsafe_no_exactly_once,
             unsafe_no_fence: self.unsafe_no_fence,
             unsafe_server_clones: self.unsafe_server_clones,
         }
     }
+}
+
+/// The file of this name in `/etc/flashside`: `vms` is `/etc/flashside/vms.toml`.
+pub fn path_of(name: &OsStr) -> PathBuf {
+    let mut file = name.to_os_string();
+    file.push(".toml");
+    Path::new(DIRECTORY).join(file)
 }
 
 /// A configuration file as it was read.
@@ -114,11 +135,14 @@ pub struct FileText {
 
 impl FileText {
     /// Reads the file the user named, or the default one of the mount point where it exists.
-    pub fn find(mountpoint: &Path, named: Option<&Path>) -> Result<Option<FileText>, Error> {
+    pub fn find(
+        mountpoint: Option<&Path>,
+        named: Option<&Path>,
+    ) -> Result<Option<FileText>, Error> {
         if let Some(path) = named {
             return FileText::read(path).map(Some);
         }
-        let Some(path) = default_path(mountpoint) else {
+        let Some(path) = mountpoint.and_then(default_path) else {
             return Ok(None);
         };
         match FileText::read(&path) {
@@ -151,9 +175,7 @@ impl FileText {
 /// `/etc/flashside/NAME.toml`, NAME being the last component of the mount point.
 fn default_path(mountpoint: &Path) -> Option<PathBuf> {
     let absolute = std::path::absolute(mountpoint).ok()?;
-    let mut name = absolute.file_name()?.to_os_string();
-    name.push(".toml");
-    Some(Path::new(DIRECTORY).join(name))
+    absolute.file_name().map(path_of)
 }
 
 fn parse(path: &Path, text: &str) -> Result<Settings, Error> {
@@ -182,7 +204,7 @@ mod tests {
 
     #[test]
     fn every_documented_key_is_read() {
-        let text = "cache = [\"/flash0@200G\"]\nread-only = true\nstore-deadline = \"10min\"\n\
+        let text = "store = \"/srv/images\"\nmountpoint = \"/vms\"\ncache = [\"/flash0@200G\"]\nread-only = true\nstore-deadline = \"10min\"\n\
             readahead = \"8M\"\nstream-bypass = \"off\"\nwrite-buffer = \"64M\"\nstore-threads = 8\nfuse-threads = 2\n\
             portable-session = true\nio-uring = false\n\
             store-user = \"0:0\"\ncontrol-uids = [107]\nlog-level = \"warn\"\n\

@@ -5,11 +5,13 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use dashmap::DashMap;
+use log::Level;
 use parking_lot::{Condvar, Mutex};
 
 use crate::cache::{Entry, Pool, Validated};
 use crate::config::Config;
 use crate::io::BufferPool;
+use crate::logs;
 use crate::store::executor::{Executor, Limits};
 use crate::store::{Attr, Error, ImageId, Result, StoreFile};
 
@@ -195,10 +197,12 @@ impl Images {
         };
         match entry {
             Some(entry) if !entry.is_version(&attr.validator()) => {
-                log::warn!(
-                    "image {name}: changed in the store while it is read directly; it opens again when those who read \
-                     the old version have closed it"
-                );
+                logs::say(Level::Warn, "changed", name, || {
+                    format!(
+                        "image {name}: changed in the store while it is read directly; it opens again when those who \
+                         read the old version have closed it"
+                    )
+                });
                 Err(Error::from_errno(libc::ESTALE))
             }
             _ => Ok(()),
