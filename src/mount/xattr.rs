@@ -5,11 +5,14 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
+use log::Level;
+
 use super::again::is_done;
 use super::answer::{Answer, Value, refuse};
 use super::core::{Core, with};
 use super::nodes::{AclAnswer, Inode, ROOT};
 use super::once::Once;
+use crate::logs;
 use crate::store::{Caller, Error, Kind, Result};
 
 const OUR_PREFIX: &[u8] = b"user.flashside.";
@@ -179,6 +182,15 @@ impl Core {
 
     /// Sets one of our verbs, or takes its value back; for root and those the configuration names (rule
     /// 16).
+    /// A setting is refused: one line.
+    fn tell_not_set(&self, inode: &Inode, why: &str) {
+        let path = self.nodes.path(inode.nodeid);
+        let name = path.to_string_lossy();
+        logs::say(Level::Warn, "xattr", &name, || {
+            format!("image {name}: {why}")
+        });
+    }
+
     fn set_ours(
         self: &Arc<Self>,
         who: Caller,
@@ -191,7 +203,8 @@ impl Core {
         }
         with(answer, self.inode(nodeid), |answer, inode| {
             if name != IMMUTABLE || inode.kind != Kind::File {
-                log::warn!("{} cannot be set", name.to_string_lossy());
+                let name = name.to_string_lossy();
+                self.tell_not_set(&inode, &format!("{name} cannot be set"));
                 return refuse(answer, libc::EINVAL);
             }
             let immutable = match value.as_deref() {
@@ -200,7 +213,8 @@ impl Core {
                 Some(b"1") => Some(true),
                 Some(other) => {
                     let other = String::from_utf8_lossy(other);
-                    log::warn!("{IMMUTABLE} is 0 or 1, not {other}: nothing is changed");
+                    let why = format!("{IMMUTABLE} is 0 or 1, not {other}: nothing is changed");
+                    self.tell_not_set(&inode, &why);
                     return refuse(answer, libc::EINVAL);
                 }
             };

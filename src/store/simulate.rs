@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::config::Simulate;
+use crate::logs;
 
 use super::{
     Attr, Caller, DirEntry, Error, ImageId, Kind, Node, OpenMode, Result, SetAttr, StatFs, Store,
@@ -177,7 +178,9 @@ impl Once {
     fn note(&self, id: ImageId, pages: &std::ops::Range<u64>, what: char) {
         let line = format!("{id} {} {} {what}\n", pages.start, pages.end);
         if let Err(error) = (&self.log).write_all(line.as_bytes()) {
-            log::warn!("cannot record what the store served: {error}");
+            logs::say(log::Level::Warn, "simulate", "", || {
+                format!("cannot record what the store served: {error}")
+            });
         }
     }
 }
