@@ -9,6 +9,7 @@ pub mod cache_device;
 pub mod check;
 pub mod error;
 pub mod mountinfo;
+pub mod places;
 pub mod rules;
 pub mod settings;
 pub mod socket;
@@ -25,7 +26,7 @@ pub use rules::Rules;
 pub use settings::{Passthrough, Settings};
 
 /// A store operation fails after this unless configured.
-const STORE_DEADLINE_DEFAULT: Duration = Duration::from_secs(600);
+pub const STORE_DEADLINE_DEFAULT: Duration = Duration::from_secs(600);
 /// Readahead window of one handle unless configured.
 const READAHEAD_DEFAULT: u64 = 8 << 20;
 /// A stream goes around the cache after this unless configured.
@@ -55,6 +56,8 @@ pub struct Config {
     /// The cache devices; empty means no cache.
     pub caches: Vec<CacheDevice>,
     pub read_only: bool,
+    /// Programs cannot be run from the mount.
+    pub no_exec: bool,
     /// A store operation fails after this (rule 12).
     pub store_deadline: Duration,
     /// Readahead window of one handle at most, in bytes.
@@ -86,6 +89,8 @@ pub struct Config {
     pub simulate: Simulate,
     /// For tests: false makes in-doubt marks volatile, which breaks rule 3a on purpose.
     pub in_doubt_marks: bool,
+    /// For tests: false lets requests that a dead server has begun be carried out twice.
+    pub exactly_once: bool,
 }
 
 /// A made-up store: what a slower one would be like, and one that refuses to serve a page twice.
@@ -108,14 +113,13 @@ impl Simulate {
 
 impl Config {
     /// Checks what was asked for. `file` is the configuration file named by the user; without one
-    /// the default for the mount point is read where it exists. `flags` win over the file.
-    pub fn new(
-        store: &Path,
-        mountpoint: &Path,
-        file: Option<&Path>,
-        flags: Settings,
-    ) -> Result<Config, Error> {
-        let settings = flags.over(settings::load_for(mountpoint, file)?);
+    /// the default for the mount point is read where it exists. `flags` win over the file, but a
+    /// file that is for another store or mount point than `flags` say is refused.
+    pub fn new(file: Option<&Path>, flags: Settings) -> Result<Config, Error> {
+        let (from_file, file) = settings::load_for(flags.mountpoint.as_deref(), file)?;
+        places::check(&flags, &from_file, &file)?;
+        let settings = flags.over(from_file);
+        let (store, mountpoint) = places::of(&settings, &file)?;
         let store = check::store(store)?;
         let place = check::mountpoint(mountpoint, &store)?;
         let caches = cache_device::resolve(&settings.cache, &store, &place.path)?;
@@ -129,6 +133,7 @@ impl Config {
             store,
             caches,
             read_only: settings.read_only.unwrap_or(false),
+            no_exec: settings.no_exec,
             store_deadline: store_deadline(&settings)?,
             readahead_max_bytes: settings.readahead.map_or(READAHEAD_DEFAULT, |size| size.0),
             stream_bypass_bytes: settings
@@ -153,6 +158,7 @@ impl Config {
                 .map_or(log::LevelFilter::Info, |level| level.0),
             simulate: simulate(&settings)?,
             in_doubt_marks: !settings.unsafe_no_in_doubt_marks,
+            exactly_once: !settings.unsafe_no_exactly_once,
         })
     }
 

@@ -79,6 +79,11 @@ impl Handle {
         self.image.id
     }
 
+    /// The store's file behind it.
+    pub fn store_file(&self) -> &Arc<dyn StoreFile> {
+        &self.file
+    }
+
     pub(super) fn is_released(&self) -> bool {
         self.released.load(Ordering::Acquire)
     }

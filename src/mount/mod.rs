@@ -11,6 +11,7 @@
 //! *Order of steps* at the end: the FUSE threads end, then every file still open is released, then
 //! [`serve`] returns; after that nothing of the mount is used any more.
 
+mod again;
 mod answer;
 mod backing;
 mod caller;
@@ -18,14 +19,17 @@ mod core;
 mod files;
 mod handles;
 mod kernel;
+mod legacy;
 mod listing;
 mod names;
 mod nodes;
+mod once;
 mod plane;
 mod point;
 mod portable;
 mod session;
 mod stat;
+mod take_on;
 mod xattr;
 
 use std::collections::HashMap;
@@ -41,6 +45,7 @@ pub use point::{Occupant, clear_dead_mount, occupant, unmount};
 
 use self::core::Core;
 use self::kernel::Kernel;
+use self::legacy::Legacy;
 use self::portable::Portable;
 use self::session::{Device, Session};
 use crate::config::Config;
@@ -68,14 +73,26 @@ pub fn serve(
     images: Arc<Images>,
     executor: Arc<Executor>,
     control_socket: &Path,
-    inheritance: Inheritance,
+    mut inheritance: Inheritance,
     ready: impl FnOnce(),
 ) -> io::Result<()> {
     // SAFETY: umask takes a plain number and cannot fail.
     unsafe { libc::umask(0) };
     let inodes_max = INODES_MAX.min(raise_file_limit() / 2);
-    let core = Core::new(config, store, images, executor, control_socket, inodes_max);
+    let legacy = Legacy::new(inheritance.ledger.clone(), inheritance.holder.clone());
+    let core = Core::new(
+        config,
+        store,
+        images,
+        executor,
+        control_socket,
+        inodes_max,
+        legacy,
+    );
     let core = Arc::new(core);
+    if inheritance.succeeds {
+        core.take_on(std::mem::take(&mut inheritance.files));
+    }
     let serving = Serving::start(config, &core, inheritance)?;
     let kernel = core.kernel.get_or_init(|| serving.kernel()).clone();
     let forgetter = start_forgetter(core.clone(), kernel);

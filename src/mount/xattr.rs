@@ -7,9 +7,11 @@ use std::sync::Arc;
 
 use log::Level;
 
+use super::again::is_done;
 use super::answer::{Answer, Value, refuse};
 use super::core::{Core, with};
 use super::nodes::{AclAnswer, Inode, ROOT};
+use super::once::Once;
 use crate::logs;
 use crate::store::{Caller, Error, Kind, Result};
 
@@ -102,15 +104,24 @@ impl Core {
         who: Caller,
         nodeid: u64,
         (name, value, flags): (OsString, Vec<u8>, i32),
+        once: Once,
         answer: Answer<()>,
     ) {
         if name.as_bytes().starts_with(OUR_PREFIX) {
             return self.set_ours(who, nodeid, (name, Some(value)), answer);
         }
         self.change_xattr(who, nodeid, name, answer, move |core, who, inode, name| {
-            core.keeping_version(who, inode, || {
+            let creates = flags & libc::XATTR_CREATE != 0;
+            if creates {
+                core.asks_for_xattr(who, inode, name, &once);
+            }
+            let set = core.keeping_version(who, inode, || {
                 core.store.set_xattr(who, &inode.node, name, &value, flags)
-            })
+            });
+            match creates {
+                true => once.told(is_done(set, &once, libc::EEXIST, false)),
+                false => set,
+            }
         });
     }
 
@@ -119,16 +130,27 @@ impl Core {
         who: Caller,
         nodeid: u64,
         name: OsString,
+        once: Once,
         answer: Answer<()>,
     ) {
         if name.as_bytes().starts_with(OUR_PREFIX) {
             return self.set_ours(who, nodeid, (name, None), answer);
         }
-        self.change_xattr(who, nodeid, name, answer, |core, who, inode, name| {
-            core.keeping_version(who, inode, || {
+        self.change_xattr(who, nodeid, name, answer, move |core, who, inode, name| {
+            core.asks_for_xattr(who, inode, name, &once);
+            let removed = core.keeping_version(who, inode, || {
                 core.store.remove_xattr(who, &inode.node, name)
-            })
+            });
+            once.told(is_done(removed, &once, libc::ENODATA, true))
         });
+    }
+
+    /// A change depends on whether there is such an attribute: notes if there is.
+    fn asks_for_xattr(&self, who: &Caller, inode: &Inode, name: &OsStr, once: &Once) {
+        if once.earlier().is_none() {
+            let found = self.store.get_xattr(who, &inode.node, name).is_ok();
+            once.asks([found.then_some(inode.id), None]);
+        }
     }
 
     fn change_xattr(

@@ -2,6 +2,7 @@
 //! killed.
 //! `FLASHSIDE_BIN` names another binary than the one just built, such as a release build.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -39,9 +40,7 @@ impl Launch {
     pub fn start(&self) -> Result<Daemon, String> {
         let log = File::options().create(true).append(true).open(&self.log);
         let log = log.map_err(|e| format!("{}: {e}", self.log.display()))?;
-        let program = std::env::var_os("FLASHSIDE_BIN");
-        let program = program.unwrap_or_else(|| env!("CARGO_BIN_EXE_flashside").into());
-        let mut command = Command::new(program);
+        let mut command = Command::new(program());
         command
             .args(["mount", text(&self.store), text(&self.mountpoint)])
             .args(["--cache", text(&self.cache), "--foreground"])
@@ -67,6 +66,15 @@ impl Daemon {
     /// The process that was started: the keeper.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// All its processes.
+    pub fn group(&self) -> &Group {
+        &self.group
+    }
+
+    pub fn mountpoint(&self) -> &Path {
+        &self.mountpoint
     }
 
     fn wait_for_mount(&mut self) -> Result<(), String> {
@@ -127,6 +135,12 @@ impl Drop for Daemon {
             let _ = super::run("umount", &["-l", text(&self.mountpoint)]);
         }
     }
+}
+
+/// The binary under test.
+pub fn program() -> OsString {
+    let program = std::env::var_os("FLASHSIDE_BIN");
+    program.unwrap_or_else(|| env!("CARGO_BIN_EXE_flashside").into())
 }
 
 /// True while something is mounted exactly there.

@@ -299,6 +299,22 @@ impl World {
         });
     }
 
+    /// The process that serves; `None` without a keeper.
+    pub fn server(&self) -> Option<i32> {
+        let pid = self.status()["serving_pid"].as_i64()?;
+        let pid = i32::try_from(pid).ok()?;
+        (pid != self.daemon().pid()).then_some(pid)
+    }
+
+    /// kill -9 of the process that serves; returns at once. Its keeper starts another one.
+    pub fn kill_server(&self) {
+        let pid = self.server().expect("a keeper and a server");
+        let members = self.daemon().group().members();
+        assert!(members.contains(&pid), "{pid} is of the daemon's group");
+        // SAFETY: a plain system call; the process is of a group that this test started.
+        unsafe { libc::kill(pid, libc::SIGKILL) };
+    }
+
     /// One counter of one image.
     pub fn count(&self, name: &str, counter: &str) -> u64 {
         let image = self.image_status(name);

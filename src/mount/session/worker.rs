@@ -36,6 +36,7 @@ use crate::io::{Buffer, Engine, Read};
 use crate::logs;
 use crate::mount::answer::errno;
 use crate::mount::core::Core;
+use crate::mount::once::is_sent_again;
 use crate::store::Error;
 
 /// Requests taken in one round.
@@ -213,6 +214,9 @@ impl Worker {
 
     fn take_on(&mut self, mut request: Request<'_>) -> (Option<UnderWay>, Went) {
         let header = request.header;
+        if is_sent_again(header.unique) {
+            self.core.legacy.ledger.resent();
+        }
         let reply = Reply::new(&self.device, header.unique);
         match header.opcode {
             opcode::READ => match request.take::<ReadIn>() {
