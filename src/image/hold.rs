@@ -24,24 +24,28 @@ const STEP_PAGES: u64 = 256;
 /// Pages verified in the background before other work on flash gets its turn: 16 MiB.
 const SLICE_PAGES: u64 = 4096;
 
+/// The era of what was found at a mount.
+const FIRST_ERA: u64 = 0;
+
 /// An image whose cache file nobody touches. The hold ends some time after this was dropped, on a flash
 /// thread.
 pub struct HeldImage {
     image: Arc<Image>,
-    entry: Arc<Entry>,
-    era: u64,
+    /// The version that is read: an era of an entry. None where it is not known to be the present one.
+    version: Option<(Arc<Entry>, u64)>,
     held: Option<Held>,
 }
 
 impl HeldImage {
     /// The cache file, to read only.
     pub fn file(&self) -> Option<&std::fs::File> {
-        self.held.as_ref().map(|held| &held.file)
+        self.held.as_ref()?.file.as_ref()
     }
 
     /// False when the image has become another version.
     pub fn is_current(&self) -> bool {
-        self.entry.era() == self.era
+        let version = self.version.as_ref();
+        version.is_some_and(|(entry, era)| entry.era() == *era)
     }
 }
 
@@ -102,10 +106,29 @@ impl Handle {
         })?;
         Ok(HeldImage {
             image: image.clone(),
-            entry,
-            era,
+            version: Some((entry, era)),
             held: Some(held),
         })
+    }
+
+    /// The hold under which handles of an earlier server read the image: see
+    /// [`Entry::hold_carried`]. Where its cache was given up meanwhile, or is not to be had, they read on
+    /// and nobody joins them.
+    pub fn hold_carried(&self) -> HeldImage {
+        let image = self.image.clone();
+        let held = image.entry().map(|entry| (entry.hold_carried(), entry));
+        match held {
+            Some(((held, found), entry)) => HeldImage {
+                image,
+                version: found.then_some((entry, FIRST_ERA)),
+                held: Some(held),
+            },
+            None => HeldImage {
+                image,
+                version: None,
+                held: None,
+            },
+        }
     }
 }
 

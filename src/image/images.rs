@@ -91,8 +91,7 @@ impl Images {
         pool: Arc<Pool>,
         store_is_local: bool,
     ) -> std::io::Result<Arc<Images>> {
-        let orphans = pool.all().iter().any(|entry| entry.is_frozen());
-        let awake = Arc::new(AtomicBool::new(orphans));
+        let awake = Arc::new(AtomicBool::new(pool.has_orphans()));
         let flash_limits = Limits {
             threads_max: FLASH_THREADS,
             queue_max: FLASH_QUEUE,
