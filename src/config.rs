@@ -9,12 +9,14 @@ pub mod cache_device;
 pub mod check;
 pub mod error;
 pub mod mountinfo;
+pub mod places;
 pub mod rules;
 pub mod settings;
 pub mod socket;
 pub mod store_user;
 pub mod units;
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -24,7 +26,7 @@ pub use rules::Rules;
 pub use settings::{Passthrough, Settings};
 
 /// A store operation fails after this unless configured.
-const STORE_DEADLINE_DEFAULT: Duration = Duration::from_secs(600);
+pub const STORE_DEADLINE_DEFAULT: Duration = Duration::from_secs(600);
 /// Readahead window of one handle unless configured.
 const READAHEAD_DEFAULT: u64 = 8 << 20;
 /// A stream goes around the cache after this unless configured.
@@ -54,6 +56,8 @@ pub struct Config {
     /// The cache devices; empty means no cache.
     pub caches: Vec<CacheDevice>,
     pub read_only: bool,
+    /// Programs cannot be run from the mount.
+    pub no_exec: bool,
     /// A store operation fails after this (rule 12).
     pub store_deadline: Duration,
     /// Readahead window of one handle at most, in bytes.
@@ -78,11 +82,15 @@ pub struct Config {
     pub passthrough: bool,
     /// Settings of images by name.
     pub rules: Rules,
+    /// Where metrics are served besides the control socket; a loopback address.
+    pub metrics_listen: Option<SocketAddr>,
     /// What is logged where RUST_LOG does not say.
     pub log_level: log::LevelFilter,
     pub simulate: Simulate,
     /// For tests: false makes in-doubt marks volatile, which breaks rule 3a on purpose.
     pub in_doubt_marks: bool,
+    /// For tests: false lets requests that a dead server has begun be carried out twice.
+    pub exactly_once: bool,
 }
 
 /// A made-up store: what a slower one would be like, and one that refuses to serve a page twice.
@@ -105,14 +113,13 @@ impl Simulate {
 
 impl Config {
     /// Checks what was asked for. `file` is the configuration file named by the user; without one
-    /// the default for the mount point is read where it exists. `flags` win over the file.
-    pub fn new(
-        store: &Path,
-        mountpoint: &Path,
-        file: Option<&Path>,
-        flags: Settings,
-    ) -> Result<Config, Error> {
-        let settings = flags.over(settings::load_for(mountpoint, file)?);
+    /// the default for the mount point is read where it exists. `flags` win over the file, but a
+    /// file that is for another store or mount point than `flags` say is refused.
+    pub fn new(file: Option<&Path>, flags: Settings) -> Result<Config, Error> {
+        let (from_file, file) = settings::load_for(flags.mountpoint.as_deref(), file)?;
+        places::check(&flags, &from_file, &file)?;
+        let settings = flags.over(from_file);
+        let (store, mountpoint) = places::of(&settings, &file)?;
         let store = check::store(store)?;
         let place = check::mountpoint(mountpoint, &store)?;
         let caches = cache_device::resolve(&settings.cache, &store, &place.path)?;
@@ -126,6 +133,7 @@ impl Config {
             store,
             caches,
             read_only: settings.read_only.unwrap_or(false),
+            no_exec: settings.no_exec,
             store_deadline: store_deadline(&settings)?,
             readahead_max_bytes: settings.readahead.map_or(READAHEAD_DEFAULT, |size| size.0),
             stream_bypass_bytes: settings
@@ -144,11 +152,13 @@ impl Config {
             store_user: settings.store_user.map(|user| (user.uid, user.gid)),
             passthrough: settings.passthrough != Some(Passthrough::Off),
             rules: Rules::new(settings.rule.clone()),
+            metrics_listen: metrics_listen(&settings)?,
             log_level: settings
                 .log_level
                 .map_or(log::LevelFilter::Info, |level| level.0),
             simulate: simulate(&settings)?,
             in_doubt_marks: !settings.unsafe_no_in_doubt_marks,
+            exactly_once: !settings.unsafe_no_exactly_once,
         })
     }
 
@@ -195,6 +205,20 @@ fn write_buffer(settings: &Settings) -> Result<usize, Error> {
         _ => Err(Error::value(
             "write-buffer",
             "at least 16M, for example 256M",
+        )),
+    }
+}
+
+/// Whoever may look at metrics is not asked for a password, so nobody outside the host may.
+fn metrics_listen(settings: &Settings) -> Result<Option<SocketAddr>, Error> {
+    let Some(text) = &settings.metrics_listen else {
+        return Ok(None);
+    };
+    match text.parse::<SocketAddr>() {
+        Ok(place) if place.ip().is_loopback() && place.port() != 0 => Ok(Some(place)),
+        _ => Err(Error::value(
+            "metrics-listen",
+            "a loopback address and a port, for example 127.0.0.1:9095",
         )),
     }
 }

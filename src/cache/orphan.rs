@@ -12,6 +12,8 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use crate::logs;
+
 use super::entry::Entry;
 
 /// What has just been closed, by a reader or by the end of a daemon, is gone a moment later: so many looks
@@ -96,10 +98,13 @@ impl Entry {
             return false;
         };
         files.data.is_shared().unwrap_or_else(|error| {
-            log::warn!(
-                "image {}: whether somebody reads its cache file cannot be told ({error}); look at sysctl fs.leases-enable",
-                self.name()
-            );
+            let name = self.name();
+            logs::say(log::Level::Warn, "orphan", &name, || {
+                format!(
+                    "image {name}: whether somebody reads its cache file cannot be told ({error}); look at sysctl \
+                     fs.leases-enable"
+                )
+            });
             true
         })
     }

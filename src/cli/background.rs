@@ -45,7 +45,7 @@ pub fn start() -> Result<ExitCode, Error> {
             );
             match status.and_then(|status| status.code()) {
                 Some(0) => Ok(ExitCode::SUCCESS), // unmounted again before we looked
-                Some(_) => Ok(ExitCode::FAILURE), // it has said why
+                Some(code) => Ok(ExitCode::from(u8::try_from(code).unwrap_or(1))), // it has said why
                 None => Err(status.map_or(Error::NotReady(READY_DEADLINE.as_secs()), Error::Died)),
             }
         }

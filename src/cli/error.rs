@@ -36,6 +36,8 @@ pub enum Error {
     },
     #[error("cannot start the daemon: {0}")]
     Start(io::Error),
+    #[error("{}: a systemd unit takes only absolute paths without quotes, backslashes and line ends", .0.display())]
+    NotForUnit(PathBuf),
     #[error("the mount did not answer within {0} s and was given up: does the store answer?")]
     NotReady(u64),
     #[error(
@@ -61,4 +63,14 @@ pub enum Error {
         mountpoint: PathBuf,
         error: ClientError,
     },
+}
+
+impl Error {
+    /// What the process ends with: 2 where the arguments alone are wrong, else 1.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Error::Arguments(_) => 2,
+            _ => 1,
+        }
+    }
 }

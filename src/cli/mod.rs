@@ -7,11 +7,14 @@ pub mod evict;
 pub mod image;
 pub mod logging;
 pub mod mount;
+pub mod rates;
 pub mod set;
 pub mod signals;
 pub mod status;
 pub mod table;
+pub mod unit;
 pub mod warm;
+pub mod watch;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -39,6 +42,7 @@ enum Command {
     Warm(warm::Warm),
     Evict(evict::Evict),
     Set(set::Set),
+    Unit(unit::Unit),
 }
 
 /// Does what the arguments ask (the first is the program's name). The error is one sentence.
@@ -53,6 +57,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode, Er
         Command::Warm(warm) => warm.run(),
         Command::Evict(evict) => evict.run(),
         Command::Set(set) => set.run(),
+        Command::Unit(unit) => unit.run(),
     }
 }
 

@@ -20,6 +20,7 @@ use super::{Error, background, logging, signals};
 use crate::cache::Pool;
 use crate::config::units::{Size, SizeOrOff, Span};
 use crate::config::{CacheSpec, Config, Passthrough, Settings};
+use crate::control::metrics::Port;
 use crate::control::{Daemon, Server};
 use crate::image::Images;
 use crate::mount;
@@ -68,6 +69,8 @@ Examples:
 
 Configuration file (TOML), by default /etc/flashside/NAME.toml where NAME is the
 last component of MOUNTPOINT; flags win over it; unknown keys are refused:
+    store = \"/nfs/images\"       # then `flashside mount --config FILE` is enough
+    mountpoint = \"/srv/vms\"
     cache = [\"/flash0/cache@200G\"]
     store-deadline = \"10min\"     # then a store operation fails with EIO
     readahead = \"8M\"             # at most, per open file
@@ -87,10 +90,13 @@ last component of MOUNTPOINT; flags win over it; unknown keys are refused:
     immutable = true             # nobody writes it"
 )]
 pub struct Mount {
-    /// Directory that holds the images: NFS, CephFS, GFS2 or any other
-    store: PathBuf,
+    /// Directory that holds the images: NFS, CephFS, GFS2 or any other [default: what the file of
+    /// --config says]
+    #[arg(required_unless_present = "config", requires = "mountpoint")]
+    store: Option<PathBuf>,
     /// Empty directory where the images appear
-    mountpoint: PathBuf,
+    #[arg(required_unless_present = "config")]
+    mountpoint: Option<PathBuf>,
     /// Keep blocks in this directory (ext4 or XFS on local flash), at most LIMIT: 200G or 25%
     /// [default limit: 80%]. 10 % of the filesystem always stay free. May be repeated
     #[arg(long, value_name = "DIR[@LIMIT]")]
@@ -104,6 +110,9 @@ pub struct Mount {
     /// Refuse all writes through the mount
     #[arg(long)]
     read_only: bool,
+    /// Refuse to run programs from the mount
+    #[arg(long)]
+    no_exec: bool,
     /// Let the kernel read immutable images straight from flash, or never [default: auto]
     #[arg(long, value_name = "WHEN", value_enum)]
     passthrough: Option<Passthrough>,
@@ -114,6 +123,9 @@ pub struct Mount {
     /// [default: 64M]
     #[arg(long, value_name = "SIZE")]
     stream_bypass: Option<SizeOrOff>,
+    /// Serve metrics here too, for Prometheus: a loopback address and a port, 127.0.0.1:9095
+    #[arg(long, value_name = "ADDR")]
+    metrics_listen: Option<String>,
     /// Make the store slower: add this to every operation
     #[arg(long, value_name = "TIME")]
     simulate_latency: Option<Span>,
@@ -127,6 +139,9 @@ pub struct Mount {
     /// For tests only: lose track of writes in a power cut, which can serve stale blocks
     #[arg(long, hide_short_help = true)]
     unsafe_no_in_doubt_marks: bool,
+    /// For tests only: after a restart of the server, carry out again what it had done and not answered
+    #[arg(long, hide_short_help = true)]
+    unsafe_no_exactly_once: bool,
 }
 
 impl Mount {
@@ -142,24 +157,23 @@ impl Mount {
 
     fn config(self) -> Result<Config, Error> {
         let flags = Settings {
+            store: self.store,
+            mountpoint: self.mountpoint,
             cache: self.cache,
             read_only: self.read_only.then_some(true),
+            no_exec: self.no_exec,
             passthrough: self.passthrough,
             store_deadline: self.store_deadline,
             stream_bypass: self.stream_bypass,
+            metrics_listen: self.metrics_listen,
             simulate_latency: self.simulate_latency,
             simulate_bandwidth: self.simulate_bandwidth,
             simulate_once: self.simulate_once,
             unsafe_no_in_doubt_marks: self.unsafe_no_in_doubt_marks,
+            unsafe_no_exactly_once: self.unsafe_no_exactly_once,
             ..Settings::default()
         };
-        let (store, mountpoint) = (&self.store, &self.mountpoint);
-        Ok(Config::new(
-            store,
-            mountpoint,
-            self.config.as_deref(),
-            flags,
-        )?)
+        Ok(Config::new(self.config.as_deref(), flags)?)
     }
 }
 
@@ -182,13 +196,27 @@ fn serve(mut config: Config) -> Result<ExitCode, Error> {
         pool.clone(),
         images.clone(),
     );
-    let server = Server::start(&config.control_socket, Arc::new(daemon))?;
+    let daemon = Arc::new(daemon);
+    let server = Server::start(&config.control_socket, daemon.clone())?;
+    let _metrics = config
+        .metrics_listen
+        .map(|place| Port::start(place, daemon));
 
     // Closing files of a store that hangs may hang: these stay open until the process is gone.
     mem::forget((store.clone(), executor.clone(), pool, images.clone()));
     let ready = announce(&config, mounted.clone());
     let socket = config.control_socket.clone();
-    let served = mount::serve(&config, store, images.clone(), executor, &socket, ready);
+    let served = mount::alone(&config).and_then(|alone| {
+        mount::serve(
+            &config,
+            store,
+            images.clone(),
+            executor,
+            &socket,
+            alone,
+            ready,
+        )
+    });
     mounted.store(false, Ordering::Release);
     let flushed = images.shutdown(SHUTDOWN_DEADLINE);
     drop(server);

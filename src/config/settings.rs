@@ -1,5 +1,6 @@
 //! What can be set, by flag or in the configuration file (TOML), before it is checked.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,8 +19,14 @@ const DIRECTORY: &str = "/etc/flashside";
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct Settings {
+    /// In a file only, as is `mountpoint`: on the command line they are arguments.
+    pub store: Option<PathBuf>,
+    pub mountpoint: Option<PathBuf>,
     pub cache: Vec<CacheSpec>,
     pub read_only: Option<bool>,
+    /// A flag only: fstab asks for it with `user` and `noexec`.
+    #[serde(skip)]
+    pub no_exec: bool,
     pub store_deadline: Option<Span>,
     pub readahead: Option<Size>,
     pub stream_bypass: Option<SizeOrOff>,
@@ -31,6 +38,8 @@ pub struct Settings {
     pub store_user: Option<StoreUser>,
     pub control_uids: Option<Vec<u32>>,
     pub passthrough: Option<Passthrough>,
+    /// Where metrics are served besides the control socket: a loopback address and a port.
+    pub metrics_listen: Option<String>,
     /// In a file only.
     pub rule: Vec<Rule>,
     pub log_level: Option<LogLevel>,
@@ -41,6 +50,9 @@ pub struct Settings {
     /// A flag only: a file that breaks rule 3a would be forgotten there.
     #[serde(skip)]
     pub unsafe_no_in_doubt_marks: bool,
+    /// A flag only, as the one before.
+    #[serde(skip)]
+    pub unsafe_no_exactly_once: bool,
 }
 
 /// Whether images may be opened on the passthrough plane.
@@ -56,12 +68,15 @@ impl Settings {
     /// These settings where they say something, `file` elsewhere.
     pub fn over(self, file: Settings) -> Settings {
         Settings {
+            store: self.store.or(file.store),
+            mountpoint: self.mountpoint.or(file.mountpoint),
             cache: if self.cache.is_empty() {
                 file.cache
             } else {
                 self.cache
             },
             read_only: self.read_only.or(file.read_only),
+            no_exec: self.no_exec,
             store_deadline: self.store_deadline.or(file.store_deadline),
             readahead: self.readahead.or(file.readahead),
             stream_bypass: self.stream_bypass.or(file.stream_bypass),
@@ -73,28 +88,46 @@ impl Settings {
             store_user: self.store_user.or(file.store_user),
             control_uids: self.control_uids.or(file.control_uids),
             passthrough: self.passthrough.or(file.passthrough),
+            metrics_listen: self.metrics_listen.or(file.metrics_listen),
             rule: file.rule,
             log_level: self.log_level.or(file.log_level),
             simulate_latency: self.simulate_latency.or(file.simulate_latency),
             simulate_bandwidth: self.simulate_bandwidth.or(file.simulate_bandwidth),
             simulate_once: self.simulate_once.or(file.simulate_once),
             unsafe_no_in_doubt_marks: self.unsafe_no_in_doubt_marks,
+            unsafe_no_exactly_once: self.unsafe_no_exactly_once,
         }
     }
 }
 
-/// The file the user named, or the default one where it exists, or nothing.
-pub(super) fn load_for(mountpoint: &Path, named: Option<&Path>) -> Result<Settings, Error> {
+/// The file that was named.
+pub fn load(path: &Path) -> Result<Settings, Error> {
+    parse(path, &read(path)?)
+}
+
+/// The file of this name in `/etc/flashside`: `vms` is `/etc/flashside/vms.toml`.
+pub fn path_of(name: &OsStr) -> PathBuf {
+    let mut file = name.to_os_string();
+    file.push(".toml");
+    Path::new(DIRECTORY).join(file)
+}
+
+/// The file the user named, or the default one of the mount point where it exists, or nothing.
+/// With it comes the file's path.
+pub(super) fn load_for(
+    mountpoint: Option<&Path>,
+    named: Option<&Path>,
+) -> Result<(Settings, PathBuf), Error> {
     if let Some(path) = named {
-        return parse(path, &read(path)?);
+        return Ok((load(path)?, path.to_path_buf()));
     }
-    let Some(path) = default_path(mountpoint) else {
-        return Ok(Settings::default());
+    let Some(path) = mountpoint.and_then(default_path) else {
+        return Ok(Default::default());
     };
-    match read(&path) {
-        Ok(text) => parse(&path, &text),
+    match load(&path) {
+        Ok(settings) => Ok((settings, path)),
         Err(Error::Unreadable { error, .. }) if error.kind() == io::ErrorKind::NotFound => {
-            Ok(Settings::default())
+            Ok(Default::default())
         }
         Err(error) => Err(error),
     }
@@ -103,9 +136,7 @@ pub(super) fn load_for(mountpoint: &Path, named: Option<&Path>) -> Result<Settin
 /// `/etc/flashside/NAME.toml`, NAME being the last component of the mount point.
 fn default_path(mountpoint: &Path) -> Option<PathBuf> {
     let absolute = std::path::absolute(mountpoint).ok()?;
-    let mut name = absolute.file_name()?.to_os_string();
-    name.push(".toml");
-    Some(Path::new(DIRECTORY).join(name))
+    absolute.file_name().map(path_of)
 }
 
 fn read(path: &Path) -> Result<String, Error> {
@@ -141,18 +172,19 @@ mod tests {
 
     #[test]
     fn every_documented_key_is_read() {
-        let text = "cache = [\"/flash0@200G\"]\nread-only = true\nstore-deadline = \"10min\"\n\
+        let text = "store = \"/srv/images\"\nmountpoint = \"/vms\"\ncache = [\"/flash0@200G\"]\nread-only = true\nstore-deadline = \"10min\"\n\
             readahead = \"8M\"\nstream-bypass = \"off\"\nwrite-buffer = \"64M\"\nstore-threads = 8\nfuse-threads = 2\n\
             portable-session = true\nio-uring = false\n\
             store-user = \"0:0\"\ncontrol-uids = [107]\nlog-level = \"warn\"\n\
             simulate-latency = \"2ms\"\nsimulate-bandwidth = \"100M\"\nsimulate-once = \"/x\"\n\
-            passthrough = \"off\"\n[[rule]]\nmatch = \"golden/*\"\nimmutable = true\n";
+            passthrough = \"off\"\nmetrics-listen = \"127.0.0.1:9095\"\n[[rule]]\nmatch = \"golden/*\"\nimmutable = true\n";
         let settings = parse(Path::new("/x/vms.toml"), text).expect("accepted");
         assert_eq!(settings.cache.len(), 1);
         assert_eq!(settings.control_uids, Some(vec![107]));
         assert_eq!(settings.stream_bypass, Some(SizeOrOff(None)));
         assert_eq!(settings.log_level, Some(LogLevel(log::LevelFilter::Warn)));
         assert_eq!(settings.passthrough, Some(Passthrough::Off));
+        assert_eq!(settings.metrics_listen.as_deref(), Some("127.0.0.1:9095"));
         assert_eq!(settings.rule.len(), 1);
     }
 
