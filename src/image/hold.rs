@@ -13,9 +13,12 @@ use std::time::{Duration, Instant};
 use crate::cache::pagemap::State;
 use crate::cache::{Entry, Held, NotHeld, PAGE_BYTES, Pages};
 
-use super::Image;
+use crate::store::ImageId;
+
 use super::handle::Handle;
+use super::images::Shared;
 use super::plane::Why;
+use super::{Image, Images};
 
 /// How long an open waits for its image to be verified.
 const VERIFY_MAX: Duration = Duration::from_secs(1);
@@ -30,7 +33,7 @@ const FIRST_ERA: u64 = 0;
 /// An image whose cache file nobody touches. The hold ends some time after this was dropped, on a flash
 /// thread.
 pub struct HeldImage {
-    image: Arc<Image>,
+    shared: Arc<Shared>,
     /// The version that is read: an era of an entry. None where it is not known to be the present one.
     version: Option<(Arc<Entry>, u64)>,
     held: Option<Held>,
@@ -52,13 +55,13 @@ impl HeldImage {
 impl Drop for HeldImage {
     fn drop(&mut self) {
         let held = self.held.take();
-        let image = self.image.clone();
+        let shared = self.shared.clone();
         let end = move || {
             drop(held);
             Ok(())
         };
-        let ended = move |_| image.changed();
-        self.image.flash_executor().submit("release", end, ended);
+        let ended = move |_| shared.nudge();
+        self.shared.flash_executor.submit("release", end, ended);
     }
 }
 
@@ -105,29 +108,31 @@ impl Handle {
             NotHeld::Failed => Why::Failed,
         })?;
         Ok(HeldImage {
-            image: image.clone(),
+            shared: image.shared.clone(),
             version: Some((entry, era)),
             held: Some(held),
         })
     }
+}
 
-    /// The hold under which handles of an earlier server read the image: see
-    /// [`Entry::hold_carried`]. Where its cache was given up meanwhile, or is not to be had, they read on
-    /// and nobody joins them.
-    pub fn hold_carried(&self) -> HeldImage {
-        let image = self.image.clone();
-        let held = image.entry().map(|entry| (entry.hold_carried(), entry));
-        match held {
-            Some(((held, found), entry)) => HeldImage {
-                image,
-                version: found.then_some((entry, FIRST_ERA)),
-                held: Some(held),
-            },
-            None => HeldImage {
-                image,
+impl Images {
+    /// The hold under which handles of an earlier server read an image: see [`Entry::hold_carried`]. Before
+    /// anything else is done with the image. Where its cache was given up meanwhile, or is not to be had, they
+    /// read on and nobody joins them. Blocks on flash.
+    pub fn hold_carried(&self, id: ImageId) -> HeldImage {
+        let shared = self.shared.clone();
+        let Some(entry) = shared.pool.known(id) else {
+            return HeldImage {
+                shared,
                 version: None,
                 held: None,
-            },
+            };
+        };
+        let (held, found) = entry.hold_carried();
+        HeldImage {
+            shared,
+            version: found.then_some((entry, FIRST_ERA)),
+            held: Some(held),
         }
     }
 }
