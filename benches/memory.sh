@@ -12,7 +12,8 @@
 # disk. Blocks are fetched by `flashside warm`, and read again with the last page of one and the first
 # of the next in one request.
 #
-# Prints the daemon's RSS after each step, its peak, and bytes per block beyond the RSS after the
+# Prints the RSS of the daemon's processes together after each step (what they share counts for each), the sum of
+# their peaks, and bytes per block beyond the RSS after the
 # mount; writes them as JSON to <target>/bench/memory.json. Asserts nothing. Needs root, /dev/fuse,
 # zram, mkfs.xfs, fio and a Rust toolchain; says what is missing.
 #
@@ -63,7 +64,7 @@ stop_daemon() {
         kill -0 "$DAEMON" 2>/dev/null || break
         sleep 0.1
     done
-    kill -9 "$DAEMON" 2>/dev/null || true
+    kill -9 -- "-$DAEMON" 2>/dev/null || true
     wait "$DAEMON" 2>/dev/null || true
     DAEMON=
 }
@@ -96,7 +97,7 @@ prepare() {
 }
 
 start_daemon() {
-    "$TARGET/release/flashside" mount "$DIR/store" "$DIR/mount" --cache "$DIR/cache@${LIMIT_MIB}M" \
+    setsid "$TARGET/release/flashside" mount "$DIR/store" "$DIR/mount" --cache "$DIR/cache@${LIMIT_MIB}M" \
         --foreground >"$DIR/daemon.log" 2>&1 &
     DAEMON=$!
     for _ in $(seq 6000); do
@@ -108,7 +109,15 @@ start_daemon() {
     exit 1
 }
 
-memory_kib() { awk -v key="$1:" '$1 == key { print $2 }' "/proc/$DAEMON/status"; }
+# The processes of the daemon: they are one group.
+processes() { awk -v group="$DAEMON" '{ sub(/^.*\) /, "") } $3 == group && $1 !~ /[ZX]/ { split(FILENAME, part, "/"); print part[3] }' \
+    /proc/[0-9]*/stat 2>/dev/null || true; }
+
+memory_kib() {
+    local process
+    for process in $(processes); do cat "/proc/$process/status" 2>/dev/null; done |
+        awk -v key="$1:" '$1 == key { sum += $2 } END { print sum + 0 }'
+}
 
 resident_bytes() {
     "$TARGET/release/flashside" status --json --mountpoint "$DIR/mount" |
@@ -137,6 +146,7 @@ report() {
 }
 
 measure() {
+    sleep 3 # the standby starts
     START_KIB=$(memory_kib VmRSS)
     SECONDS=0
     report "after the mount"

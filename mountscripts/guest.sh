@@ -8,6 +8,7 @@ GUEST_PACKAGES=(debootstrap e2fsprogs)
 GUEST_QEMU_PACKAGES=(qemu-system-x86)
 GUEST_BOOT_S_MAX=${FLASHSIDE_GUEST_BOOT_S_MAX:-180}
 GUEST_DISK_SIZE=512M
+GUEST_DRIVES=() # further arguments of QEMU: more drives
 GUEST_MEMORY_MIB=${FLASHSIDE_GUEST_MEMORY_MIB:-512}
 guest_cache=${FLASHSIDE_GUEST_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/flashside/guest}
 guest_init=$(dirname "${BASH_SOURCE[0]}")/guest-init.sh
@@ -86,7 +87,7 @@ guest_start() {
         -kernel "$guest_cache/kernel" \
         -append "console=ttyS0 quiet panic=-1 root=/dev/nvme0n1 rw init=/sbin/flashside-init $*" \
         -drive "file=$disk,if=none,id=disk,format=$format,cache=none,aio=native,discard=unmap" \
-        -device nvme,drive=disk,serial=flashside </dev/null >"$console.qemu" 2>&1 &
+        -device nvme,id=nvme,drive=disk,serial=flashside "${GUEST_DRIVES[@]}" </dev/null >"$console.qemu" 2>&1 &
     guest_pid=$!
 }
 

@@ -3,7 +3,8 @@
 #
 # Touches: the temporary directory, one mount, one daemon, and one loop device where the machine's own
 # filesystems cannot hold a cache.
-# Invariant: a daemon is only ever ended by the process id that the mount's own status named.
+# Invariant: a daemon is only ever ended by the process id that the mount's own status named: a keeper in the
+# background leads a group of processes, its servers with it.
 
 trial_dir='' trial_pid=''
 trial_cache_bytes=$((3 << 30)) # limit of the cache
@@ -67,8 +68,10 @@ trial_image_counters() {
     done
 }
 
-# Is the process still our daemon? Ids are used again.
-trial_daemon_runs() { [ -n "$trial_pid" ] && [ "$(cat "/proc/$trial_pid/comm" 2>/dev/null)" = flashside ]; }
+# Is the process still our daemon, or is one of its servers left? Ids are used again.
+trial_daemon_runs() {
+    [ -n "$trial_pid" ] && grep -qs "^[0-9]* (flashside) [^ZX] [0-9]* $trial_pid " /proc/[0-9]*/stat
+}
 
 # trial_await_daemon_end SECONDS
 trial_await_daemon_end() {
@@ -79,9 +82,9 @@ trial_await_daemon_end() {
     done
 }
 
-# trial_kill: ends the daemon with SIGKILL, as a crash would. The dead mount stays until trial_drop_mount.
+# trial_kill: ends the daemon with SIGKILL, keeper and servers. The dead mount stays until trial_drop_mount.
 trial_kill() {
-    kill -9 "$trial_pid" && trial_await_daemon_end 20 || return 1
+    kill -9 -- "-$trial_pid" && trial_await_daemon_end 20 || return 1
     trial_pid=''
 }
 
@@ -102,7 +105,7 @@ trial_mounted() { grep -q " $trial_dir/$1 " /proc/self/mounts; }
 trial_close() {
     [ -n "$trial_dir" ] || return 0
     ! trial_mounted mount || trial_unmount 2>/dev/null || true
-    ! trial_daemon_runs || kill -9 "$trial_pid"
+    ! trial_daemon_runs || kill -9 -- "-$trial_pid"
     ! trial_mounted mount || umount -l "$trial_dir/mount"
     ! trial_mounted flash || umount "$trial_dir/flash" || umount -l "$trial_dir/flash"
     # Should anything still be mounted, nothing in it is deleted.

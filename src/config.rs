@@ -16,6 +16,7 @@ pub mod socket;
 pub mod store_user;
 pub mod units;
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -81,11 +82,15 @@ pub struct Config {
     pub passthrough: bool,
     /// Settings of images by name.
     pub rules: Rules,
+    /// Where metrics are served besides the control socket; a loopback address.
+    pub metrics_listen: Option<SocketAddr>,
     /// What is logged where RUST_LOG does not say.
     pub log_level: log::LevelFilter,
     pub simulate: Simulate,
     /// For tests: false makes in-doubt marks volatile, which breaks rule 3a on purpose.
     pub in_doubt_marks: bool,
+    /// For tests: false lets requests that a dead server has begun be carried out twice.
+    pub exactly_once: bool,
 }
 
 /// A made-up store: what a slower one would be like, and one that refuses to serve a page twice.
@@ -147,11 +152,13 @@ impl Config {
             store_user: settings.store_user.map(|user| (user.uid, user.gid)),
             passthrough: settings.passthrough != Some(Passthrough::Off),
             rules: Rules::new(settings.rule.clone()),
+            metrics_listen: metrics_listen(&settings)?,
             log_level: settings
                 .log_level
                 .map_or(log::LevelFilter::Info, |level| level.0),
             simulate: simulate(&settings)?,
             in_doubt_marks: !settings.unsafe_no_in_doubt_marks,
+            exactly_once: !settings.unsafe_no_exactly_once,
         })
     }
 
@@ -198,6 +205,20 @@ fn write_buffer(settings: &Settings) -> Result<usize, Error> {
         _ => Err(Error::value(
             "write-buffer",
             "at least 16M, for example 256M",
+        )),
+    }
+}
+
+/// Whoever may look at metrics is not asked for a password, so nobody outside the host may.
+fn metrics_listen(settings: &Settings) -> Result<Option<SocketAddr>, Error> {
+    let Some(text) = &settings.metrics_listen else {
+        return Ok(None);
+    };
+    match text.parse::<SocketAddr>() {
+        Ok(place) if place.ip().is_loopback() && place.port() != 0 => Ok(Some(place)),
+        _ => Err(Error::value(
+            "metrics-listen",
+            "a loopback address and a port, for example 127.0.0.1:9095",
         )),
     }
 }

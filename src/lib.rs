@@ -3,7 +3,7 @@
 //!
 //! The rooms, top to bottom; a room uses only rooms below it (`tests/rooms.rs` checks this):
 //! `cli` → `control` → `mount` → `image` → `cache` → `module`, `io`; `mount` and `image` also
-//! use `store`; `mount` uses `handover`; every room may read `config`.
+//! use `store`; `mount` uses `handover`; every room may read `config` and speak through `logs`.
 
 pub mod cache;
 pub mod cli;
@@ -12,6 +12,7 @@ pub mod control;
 pub mod handover;
 pub mod image;
 pub mod io;
+pub mod logs;
 pub mod module;
 pub mod mount;
 pub mod store;

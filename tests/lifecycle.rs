@@ -1,6 +1,9 @@
 //! A mount's life as an operator sees it: it starts in the background, tells its status, dies, comes
 //! back, and ends on a signal leaving nothing behind.
 
+#[path = "world/group.rs"]
+mod group;
+
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -64,11 +67,16 @@ impl Life {
         serde_json::from_slice(&output.stdout).expect("JSON")
     }
 
-    /// Sends `signal` and waits until the daemon is gone.
+    /// Sends `signal` and waits until the daemon is gone, with all its processes.
     fn signal(&mut self, signal: i32) {
         let pid = self.pid.take().expect("a daemon that runs");
         kill(pid, signal);
         assert!(soon(|| is_gone(pid)), "the daemon outlived signal {signal}");
+    }
+
+    /// kill -9 of all its processes.
+    fn kill9(&mut self) {
+        group::kill(self.pid.take().expect("a daemon that runs"));
     }
 
     fn is_mounted(&self) -> bool {
@@ -80,10 +88,10 @@ impl Life {
 impl Drop for Life {
     fn drop(&mut self) {
         if let Some(pid) = self.pid {
-            kill(pid, libc::SIGCONT);
+            group::send(pid, libc::SIGCONT);
             kill(pid, libc::SIGTERM);
             if !soon(|| is_gone(pid)) {
-                kill(pid, libc::SIGKILL);
+                group::kill(pid);
             }
         }
         if self.is_mounted() {
@@ -96,9 +104,9 @@ impl Drop for Life {
     }
 }
 
-/// No process, or one that has ended and waits to be reaped.
+/// Neither it nor a server of it is left, but for what waits to be reaped.
 fn is_gone(pid: i32) -> bool {
-    fs::read_link(format!("/proc/{pid}/exe")).is_err()
+    group::members(pid).is_empty()
 }
 
 fn kill(pid: i32, signal: i32) {
@@ -187,7 +195,7 @@ fn the_control_socket_is_told_by_the_mount_and_closed_to_others() {
 fn a_daemon_that_was_killed_is_named_and_its_mount_used_again() {
     let Some(mut life) = Life::new() else { return };
     life.mount();
-    life.signal(libc::SIGKILL);
+    life.kill9();
     assert!(life.is_mounted());
     let dead = life.status_call();
     assert_eq!(dead.status.code(), Some(1));
@@ -205,7 +213,7 @@ fn a_daemon_that_was_killed_is_named_and_its_mount_used_again() {
 fn a_daemon_that_is_stopped_is_named_in_good_time() {
     let Some(mut life) = Life::new() else { return };
     life.mount();
-    kill(life.pid.expect("a daemon that runs"), libc::SIGSTOP);
+    group::send(life.pid.expect("a daemon that runs"), libc::SIGSTOP);
     let begun = Instant::now();
     let silent = life.status_call();
     assert!(begun.elapsed() < Duration::from_secs(10));

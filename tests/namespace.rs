@@ -132,6 +132,7 @@ fn an_image_of_sixteen_tebibytes_works_in_little_memory() {
     };
     let size = (16 << 40) - PAGE;
     world.limit("64M").start();
+    world.wait_for_standby();
     let small = world.daemon().rss_bytes();
     let file = fs::File::create(world.mnt("huge")).expect("create");
     file.set_len(size).expect("16 TiB");

@@ -121,22 +121,19 @@ fn the_daemon_is_not_needed_for_reading() {
     assert_same(&got, &pattern(1, MIB, MIB as usize), MIB);
 }
 
-/// A daemon that gets no processor until this is dropped.
+/// A daemon that gets no processor, in none of its processes, until this is dropped.
 struct Stopped(i32);
 
 impl Stopped {
     fn daemon(world: &World) -> Stopped {
-        let pid = world.daemon().pid();
-        // SAFETY: a plain system call on a child of ours.
-        assert_eq!(unsafe { libc::kill(pid, libc::SIGSTOP) }, 0);
-        Stopped(pid)
+        world.daemon().group().signal(libc::SIGSTOP);
+        Stopped(world.daemon().pid())
     }
 }
 
 impl Drop for Stopped {
     fn drop(&mut self) {
-        // SAFETY: as above.
-        unsafe { libc::kill(self.0, libc::SIGCONT) };
+        world::group::send(self.0, libc::SIGCONT);
     }
 }
 

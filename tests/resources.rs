@@ -1,4 +1,5 @@
-//! What the daemon costs: nothing when idle, little memory however many images are open.
+//! What the daemon costs, all its processes together: nothing when idle, little memory however many
+//! images are open.
 
 mod world;
 
@@ -71,6 +72,7 @@ fn memory_does_not_grow_with_traffic() {
     let config = config.display().to_string();
     world.flags(&["--simulate-latency", latency, "--config", &config]);
     world.start();
+    world.wait_for_standby();
     let before = world.daemon().rss_bytes();
     let (most, stop) = (AtomicU64::new(0), AtomicBool::new(false));
     let (paths, rounds) = (

@@ -11,17 +11,28 @@ const PLAN: &[(&str, &[&str])] = &[
         "cli",
         &[
             "control", "mount", "handover", "image", "cache", "module", "io", "store", "config",
+            "logs",
         ],
     ),
-    ("control", &["mount", "image", "cache", "store", "config"]),
-    ("mount", &["handover", "image", "io", "store", "config"]),
+    (
+        "control",
+        &["mount", "image", "cache", "store", "config", "logs"],
+    ),
+    (
+        "mount",
+        &["handover", "image", "io", "store", "config", "logs"],
+    ),
     ("handover", &["config"]),
-    ("image", &["cache", "module", "io", "store", "config"]),
-    ("cache", &["module", "io", "store", "config"]),
-    ("store", &["config"]),
+    (
+        "image",
+        &["cache", "module", "io", "store", "config", "logs"],
+    ),
+    ("cache", &["module", "io", "store", "config", "logs"]),
+    ("store", &["config", "logs"]),
     ("module", &["config"]),
     ("io", &["config"]),
     ("config", &[]),
+    ("logs", &[]),
 ];
 
 #[test]

@@ -41,7 +41,7 @@ cleanup() {
     done
     [ -n "$work" ] || return 0
     umount -l "$work/mnt" 2>/dev/null
-    [ -z "$daemon" ] || kill -9 "$daemon" 2>/dev/null
+    [ -z "$daemon" ] || kill -9 "-$daemon" 2>/dev/null
     rm -rf --one-file-system "$work"
 }
 
@@ -60,7 +60,8 @@ start() { # cache limit
     rm -rf "$work/store" "$work/cache"
     mkdir -p "$work/store" "$work/cache" "$work/mnt"
     chmod 755 "$work" "$work/store"
-    "$FLASHSIDE" mount "$work/store" "$work/mnt" --cache "$work/cache@$1" --foreground \
+    # A group of its own: its servers outlive it otherwise.
+    setsid "$FLASHSIDE" mount "$work/store" "$work/mnt" --cache "$work/cache@$1" --foreground \
         2>>"$work/flashside.log" &
     daemon=$!
     tries=0

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
+use crate::group::Group;
 use crate::interrupt;
 use crate::running::Running;
 use crate::scratch::Scratch;
@@ -107,8 +108,17 @@ impl Daemon {
         self.mountpoint.join(image)
     }
 
-    pub fn pid(&self) -> u32 {
-        self.child.as_ref().map_or(0, Running::pid)
+    /// All its processes: the keeper, who serves, and who stands by.
+    pub fn group(&self) -> Option<&Group> {
+        self.child.as_ref().map(Running::group)
+    }
+
+    /// User and system time of all of them, in µs; a clock tick is as fine as it gets.
+    pub fn cpu_us(&self) -> f64 {
+        // SAFETY: asks for a constant of the system.
+        let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) } as f64;
+        let ticks = self.group().map_or(0, Group::cpu_ticks);
+        ticks as f64 * 1e6 / per_second
     }
 
     /// Lines it has logged.
@@ -155,8 +165,9 @@ impl Daemon {
 
     /// Whether it has an io_uring.
     pub fn has_ring(&self) -> bool {
-        let fds = fs::read_dir(format!("/proc/{}/fd", self.pid()));
-        let links = fds.into_iter().flatten().flatten();
+        let members = self.group().map_or(Vec::new(), Group::members);
+        let fds = |pid| fs::read_dir(format!("/proc/{pid}/fd"));
+        let links = members.into_iter().flat_map(fds).flatten().flatten();
         links
             .filter_map(|fd| fs::read_link(fd.path()).ok())
             .any(|link| link.as_os_str() == "anon_inode:[io_uring]")

@@ -12,7 +12,7 @@ use crate::daemon::{Daemon, Options};
 use crate::report::{Fact, Report};
 use crate::rows::{KIB, MIB};
 use crate::scratch::Scratch;
-use crate::{cost, image, interrupt, say};
+use crate::{image, interrupt, say};
 
 const IMAGES: usize = 100;
 /// Longer than anything takes that follows the last read.
@@ -38,11 +38,11 @@ pub fn measure(scratch: &Scratch, settings: &Settings, report: &mut Report) -> R
     let look = || -> Result<(f64, u64, usize)> {
         let images = daemon.images()?;
         let requests = images.iter().map(|image| image.store_read_requests).sum();
-        Ok((cost::cpu_us(daemon.pid())?, requests, daemon.log_lines()))
+        Ok((daemon.cpu_us(), requests, daemon.log_lines()))
     };
     let before = look()?;
     interrupt::sleep(settings.idle)?;
-    let busy = cost::cpu_us(daemon.pid())? - before.0; // before status is asked again
+    let busy = daemon.cpu_us() - before.0; // before status is asked again
     let after = look()?;
     let percent = 100.0 * busy / settings.idle.as_micros() as f64;
     let (requests, lines) = (after.1 - before.1, after.2 - before.2);

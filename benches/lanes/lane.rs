@@ -10,7 +10,6 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use crate::arguments::Settings;
-use crate::cost;
 use crate::daemon::{Daemon, ImageCounters};
 use crate::fio::Job;
 use crate::rows::Row;
@@ -103,9 +102,9 @@ impl Lane<'_> {
 
     fn through(&self, daemon: &Daemon, row: &Row, job: &Job, scratch: &Scratch) -> Result<Sample> {
         let before = daemon.image(&self.file)?;
-        let busy = cost::cpu_us(daemon.pid())?;
+        let busy = daemon.cpu_us();
         let outcome = job.run(&scratch.flash("fio.json"))?;
-        let busy = cost::cpu_us(daemon.pid())? - busy;
+        let busy = daemon.cpu_us() - busy;
         let after = daemon.image(&self.file)?;
         Ok(sample(row, outcome, busy, [&before, &after]))
     }

@@ -9,9 +9,10 @@ mod arguments;
 mod backup;
 mod cold;
 mod compare;
-mod cost;
 mod daemon;
 mod fio;
+#[path = "../../tests/world/group.rs"]
+mod group;
 mod idle;
 mod image;
 mod interrupt;

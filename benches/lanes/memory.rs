@@ -1,7 +1,9 @@
-//! The daemon's memory while many read from a store that takes 2 s for everything.
+//! The memory of the daemon's processes together (what they share counts for each) while many read from a
+//! store that takes 2 s for everything.
 
 use std::fs::File;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::Result;
 use serde_json::json;
@@ -12,13 +14,16 @@ use crate::report::{Fact, Report};
 use crate::rows::MIB;
 use crate::running::Running;
 use crate::scratch::Scratch;
-use crate::{cost, interrupt, say};
+use crate::{interrupt, say};
 
 const SLOW: Options = Options {
     limit: "",
     flags: &["--simulate-latency", "2s"],
     config: "",
 };
+
+/// The standby is there after this.
+const STANDBY_STARTS: Duration = Duration::from_secs(3);
 
 pub fn measure(scratch: &Scratch, settings: &Settings, report: &mut Report) -> Result<()> {
     let (readers, seconds) = (settings.readers, settings.memory.as_secs());
@@ -30,14 +35,15 @@ pub fn measure(scratch: &Scratch, settings: &Settings, report: &mut Report) -> R
         File::create(store.join(number.to_string()))?.set_len(64 * MIB)?;
     }
     let daemon = Daemon::start(scratch, "memory", &store, SLOW)?;
-    let kib = |key| cost::status(daemon.pid(), key);
-    let before = kib("VmRSS")?;
+    interrupt::sleep(STANDBY_STARTS)?;
+    let sum = |key| daemon.group().map_or(0, |group| group.sum_of(key));
+    let before = sum("VmRSS");
     let mut children = Readers(Vec::new());
     for number in 0..readers {
         children.0.push(read(&daemon, number)?);
     }
     interrupt::sleep(settings.memory)?;
-    let (during, peak, threads) = (kib("VmRSS")?, kib("VmHWM")?, kib("Threads")?);
+    let (during, peak, threads) = (sum("VmRSS"), sum("VmHWM"), sum("Threads"));
     drop(children);
     let mib = |kib: u64| kib / 1024;
     report.facts.push(Fact {

@@ -1,32 +1,31 @@
-//! A child process that does not outlive whoever holds it.
+//! A child process that does not outlive whoever holds it, nor do the processes it starts.
 
-use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use crate::group::Group;
 use crate::interrupt;
 
-/// A child process; killed and waited for when dropped. It also dies if this process is killed, and Ctrl-C does
-/// not reach it: only its holder ends it.
-pub struct Running(Child);
+/// A child process and its group; killed and waited for when dropped. They also die if this process is killed,
+/// and Ctrl-C does not reach them: only their holder ends them.
+pub struct Running(Child, Group);
 
 impl Running {
     pub fn spawn(mut command: Command) -> Result<Running> {
-        command.stdin(Stdio::null()).process_group(0);
-        // SAFETY: prctl is async-signal-safe and touches nothing of ours.
-        unsafe {
-            command.pre_exec(|| {
-                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-                Ok(())
-            });
-        }
+        command.stdin(Stdio::null());
+        Group::lead(&mut command);
         let name = command.get_program().to_string_lossy().into_owned();
         let child = command.spawn();
-        Ok(Running(
-            child.with_context(|| format!("cannot run {name}"))?,
-        ))
+        let child = child.with_context(|| format!("cannot run {name}"))?;
+        let group = Group::of(&child);
+        Ok(Running(child, group))
+    }
+
+    /// All its processes.
+    pub fn group(&self) -> &Group {
+        &self.1
     }
 
     pub fn pid(&self) -> u32 {
@@ -50,7 +49,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let _ = self.0.kill();
+        self.1.kill();
         let _ = self.0.wait();
     }
 }

@@ -8,6 +8,7 @@ use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -28,6 +29,12 @@ pub struct Faults {
     pub read_only: bool,
     /// Every request waits this long first, in milliseconds.
     pub delay_ms: u64,
+    /// A change of names or of extended attributes is answered so many milliseconds after it was made.
+    pub late_changes_ms: u64,
+    /// The first write of content at this offset, in bytes, …
+    pub slow_write_at: Option<u64>,
+    /// … is made so many milliseconds after it came; `landed` is logged then.
+    pub slow_write_ms: u64,
     /// A line is added to this file for each request: `look`, `open`, `change`, `write`, or
     /// `read inode offset length` once content was read.
     pub log_requests: Option<PathBuf>,
@@ -50,6 +57,8 @@ pub enum Act {
 pub struct Switch {
     file: PathBuf,
     last: Mutex<(Option<Stamp>, Faults)>,
+    /// The slow write of this version of the file has come.
+    slow_came: AtomicBool,
 }
 
 /// Tells two versions of the file apart: inode, size, mtime in nanoseconds.
@@ -60,7 +69,26 @@ impl Switch {
         Switch {
             file,
             last: Mutex::new((None, Faults::default())),
+            slow_came: AtomicBool::new(false),
         }
+    }
+
+    /// To be called between a change and its answer.
+    pub fn answer_late(&self) {
+        std::thread::sleep(Duration::from_millis(self.current().late_changes_ms));
+    }
+
+    /// To be called around a write at `offset`.
+    pub fn write<T>(&self, offset: u64, write: impl FnOnce() -> T) -> T {
+        let faults = self.current();
+        let meant = faults.slow_write_at == Some(offset);
+        if !meant || self.slow_came.swap(true, Ordering::SeqCst) {
+            return write();
+        }
+        std::thread::sleep(Duration::from_millis(faults.slow_write_ms));
+        let result = write();
+        note(&faults, "landed\n");
+        result
     }
 
     /// Waits and fails as the switches say for a request of `uid`; the error is an errno.
@@ -103,6 +131,7 @@ impl Switch {
         let mut last = self.last.lock().expect("nothing panics under this lock");
         if last.0 != stamp {
             *last = (stamp, self.read());
+            self.slow_came.store(false, Ordering::SeqCst);
         }
         last.1.clone()
     }

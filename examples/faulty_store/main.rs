@@ -129,7 +129,9 @@ impl Passthrough {
         let name_c = c_name(name);
         check(make(dir.raw(), &name_c))?;
         self.give(req, &dir, &name_c)?;
-        self.nodes.lookup(&dir, name)
+        let made = self.nodes.lookup(&dir, name);
+        self.switch.answer_late();
+        made
     }
 
     fn give(&self, req: &Request, dir: &Node, name: &CString) -> Result<(), i32> {
@@ -284,6 +286,7 @@ impl Filesystem for Passthrough {
             libc::linkat(libc::AT_FDCWD, from.as_ptr(), dir.raw(), to.as_ptr(), flags)
         });
         ok!(reply, linked);
+        self.switch.answer_late();
         let (node, attr) = ok!(reply, self.nodes.lookup(&dir, name));
         reply.entry(&TTL, &attr, Generation(node.generation));
     }
@@ -295,6 +298,7 @@ impl Filesystem for Passthrough {
             reply,
             check(unsafe { libc::unlinkat(dir.raw(), c_name(name).as_ptr(), 0) })
         );
+        self.switch.answer_late();
         reply.ok();
     }
 
@@ -306,6 +310,7 @@ impl Filesystem for Passthrough {
             reply,
             check(unsafe { libc::unlinkat(dir.raw(), c_name(name).as_ptr(), flags) })
         );
+        self.switch.answer_late();
         reply.ok();
     }
 
@@ -333,6 +338,7 @@ impl Filesystem for Passthrough {
             )
         });
         ok!(reply, renamed);
+        self.switch.answer_late();
         reply.ok();
     }
 
@@ -416,7 +422,7 @@ impl Filesystem for Passthrough {
     ) {
         ok!(reply, self.switch.pass(req.uid(), Act::Write));
         let file = ok!(reply, self.file(fh));
-        let written = file.write_at(data, offset);
+        let written = self.switch.write(offset, || file.write_at(data, offset));
         let len = written.map_err(|e| e.raw_os_error().unwrap_or(libc::EIO));
         let len = ok!(reply, len);
         reply.written(len as u32);
@@ -548,6 +554,7 @@ impl Filesystem for Passthrough {
         // SAFETY: two valid C strings and a buffer with its own length.
         let set = unsafe { libc::setxattr(path.as_ptr(), name.as_ptr(), data, value.len(), flags) };
         ok!(reply, check(set));
+        self.switch.answer_late();
         reply.ok();
     }
 
@@ -577,6 +584,7 @@ impl Filesystem for Passthrough {
             reply,
             check(unsafe { libc::removexattr(path.as_ptr(), name.as_ptr()) })
         );
+        self.switch.answer_late();
         reply.ok();
     }
 

@@ -17,11 +17,13 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use log::Level;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{CacheDevice, mountinfo};
 use crate::io::{ALIGN_BYTES, Buffer, DirectFile, file};
+use crate::logs;
 use crate::module::s3fifo::S3Fifo;
 use crate::module::{Heat, Module};
 
@@ -215,14 +217,17 @@ impl Device {
         let mut health = self.health.lock();
         health.retry_at = Some(Instant::now() + RETRY_AFTER);
         let why = error.to_string();
-        if !self.suspect.swap(true, Ordering::Relaxed) || health.why != why {
-            log::warn!(
-                "cache device {}: {why}; images go on without it, it is tried again every {} s",
-                self.dir.display(),
-                RETRY_AFTER.as_secs()
-            );
+        let new = !self.suspect.swap(true, Ordering::Relaxed) || health.why != why;
+        health.why.clone_from(&why);
+        drop(health);
+        if new {
+            self.say(Level::Warn, "device failed", &|dir| {
+                let seconds = RETRY_AFTER.as_secs();
+                format!(
+                    "cache device {dir}: {why}; images go on without it, it is tried again every {seconds} s"
+                )
+            });
         }
-        health.why = why;
     }
 
     /// Notes that an operation on the device worked.
@@ -230,10 +235,18 @@ impl Device {
         if self.suspect.load(Ordering::Relaxed) {
             let mut health = self.health.lock();
             *health = Health::default();
+            drop(health);
             if self.suspect.swap(false, Ordering::Relaxed) {
-                log::info!("cache device {} works again", self.dir.display());
+                self.say(Level::Info, "device works", &|dir| {
+                    format!("cache device {dir} works again")
+                });
             }
         }
+    }
+
+    fn say(&self, level: Level, kind: &'static str, line: &dyn Fn(&str) -> String) {
+        let dir = self.dir.display().to_string();
+        logs::say(level, kind, &dir, || line(&dir));
     }
 
     /// `blocks` blocks in the module's queues are gone: their image was deleted or evicted. They are swept

@@ -12,6 +12,8 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use crate::logs;
+
 use super::entry::Entry;
 
 /// The files of a daemon that was just killed close one by one: it gets so many looks.
@@ -65,10 +67,13 @@ impl Entry {
             return false;
         };
         files.data.is_shared().unwrap_or_else(|error| {
-            log::warn!(
-                "image {}: whether somebody reads its cache file cannot be told ({error}); look at sysctl fs.leases-enable",
-                self.name()
-            );
+            let name = self.name();
+            logs::say(log::Level::Warn, "orphan", &name, || {
+                format!(
+                    "image {name}: whether somebody reads its cache file cannot be told ({error}); look at sysctl \
+                     fs.leases-enable"
+                )
+            });
             true
         })
     }

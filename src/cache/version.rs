@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::logs;
 use crate::store::Validator;
 
 use super::doubt::regions_of;
@@ -296,7 +297,12 @@ impl Entry {
         match witness.account(self.id) {
             Ok(account) => Some(account),
             Err(error) => {
-                log::warn!("no witness for {}: {error}", self.version.name());
+                let name = self.version.name();
+                logs::say(log::Level::Warn, "witness", &name, || {
+                    format!(
+                        "image {name}: no witness: {error}; after a crash less of its cache is kept"
+                    )
+                });
                 None
             }
         }
@@ -329,7 +335,10 @@ impl Entry {
             && let Some(Some(account)) = files.account.get()
             && let Err(error) = account.disown()
         {
-            log::warn!("image {}: witness: {error}", self.version.name());
+            let name = self.version.name();
+            logs::say(log::Level::Warn, "witness", &name, || {
+                format!("image {name}: its witness cannot be written: {error}")
+            });
         }
         let horizon_ns = self.version.cell.lock().head.horizon_ns;
         let wait_ns = horizon_ns

@@ -7,12 +7,14 @@ pub mod evict;
 pub mod image;
 pub mod logging;
 pub mod mount;
+pub mod rates;
 pub mod set;
 pub mod signals;
 pub mod status;
 pub mod table;
 pub mod unit;
 pub mod warm;
+pub mod watch;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

@@ -20,6 +20,7 @@ use super::{Error, background, logging, signals};
 use crate::cache::Pool;
 use crate::config::units::{Size, SizeOrOff, Span};
 use crate::config::{CacheSpec, Config, Passthrough, Settings};
+use crate::control::metrics::Port;
 use crate::control::{Daemon, Server};
 use crate::image::Images;
 use crate::mount;
@@ -122,6 +123,9 @@ pub struct Mount {
     /// [default: 64M]
     #[arg(long, value_name = "SIZE")]
     stream_bypass: Option<SizeOrOff>,
+    /// Serve metrics here too, for Prometheus: a loopback address and a port, 127.0.0.1:9095
+    #[arg(long, value_name = "ADDR")]
+    metrics_listen: Option<String>,
     /// Make the store slower: add this to every operation
     #[arg(long, value_name = "TIME")]
     simulate_latency: Option<Span>,
@@ -135,6 +139,9 @@ pub struct Mount {
     /// For tests only: lose track of writes in a power cut, which can serve stale blocks
     #[arg(long, hide_short_help = true)]
     unsafe_no_in_doubt_marks: bool,
+    /// For tests only: after a restart of the server, carry out again what it had done and not answered
+    #[arg(long, hide_short_help = true)]
+    unsafe_no_exactly_once: bool,
 }
 
 impl Mount {
@@ -158,10 +165,12 @@ impl Mount {
             passthrough: self.passthrough,
             store_deadline: self.store_deadline,
             stream_bypass: self.stream_bypass,
+            metrics_listen: self.metrics_listen,
             simulate_latency: self.simulate_latency,
             simulate_bandwidth: self.simulate_bandwidth,
             simulate_once: self.simulate_once,
             unsafe_no_in_doubt_marks: self.unsafe_no_in_doubt_marks,
+            unsafe_no_exactly_once: self.unsafe_no_exactly_once,
             ..Settings::default()
         };
         Ok(Config::new(self.config.as_deref(), flags)?)
@@ -187,13 +196,27 @@ fn serve(mut config: Config) -> Result<ExitCode, Error> {
         pool.clone(),
         images.clone(),
     );
-    let server = Server::start(&config.control_socket, Arc::new(daemon))?;
+    let daemon = Arc::new(daemon);
+    let server = Server::start(&config.control_socket, daemon.clone())?;
+    let _metrics = config
+        .metrics_listen
+        .map(|place| Port::start(place, daemon));
 
     // Closing files of a store that hangs may hang: these stay open until the process is gone.
     mem::forget((store.clone(), executor.clone(), pool, images.clone()));
     let ready = announce(&config, mounted.clone());
     let socket = config.control_socket.clone();
-    let served = mount::serve(&config, store, images.clone(), executor, &socket, ready);
+    let served = mount::alone(&config).and_then(|alone| {
+        mount::serve(
+            &config,
+            store,
+            images.clone(),
+            executor,
+            &socket,
+            alone,
+            ready,
+        )
+    });
     mounted.store(false, Ordering::Release);
     let flushed = images.shutdown(SHUTDOWN_DEADLINE);
     drop(server);

@@ -38,6 +38,8 @@ pub struct Settings {
     pub store_user: Option<StoreUser>,
     pub control_uids: Option<Vec<u32>>,
     pub passthrough: Option<Passthrough>,
+    /// Where metrics are served besides the control socket: a loopback address and a port.
+    pub metrics_listen: Option<String>,
     /// In a file only.
     pub rule: Vec<Rule>,
     pub log_level: Option<LogLevel>,
@@ -48,6 +50,9 @@ pub struct Settings {
     /// A flag only: a file that breaks rule 3a would be forgotten there.
     #[serde(skip)]
     pub unsafe_no_in_doubt_marks: bool,
+    /// A flag only, as the one before.
+    #[serde(skip)]
+    pub unsafe_no_exactly_once: bool,
 }
 
 /// Whether images may be opened on the passthrough plane.
@@ -83,12 +88,14 @@ impl Settings {
             store_user: self.store_user.or(file.store_user),
             control_uids: self.control_uids.or(file.control_uids),
             passthrough: self.passthrough.or(file.passthrough),
+            metrics_listen: self.metrics_listen.or(file.metrics_listen),
             rule: file.rule,
             log_level: self.log_level.or(file.log_level),
             simulate_latency: self.simulate_latency.or(file.simulate_latency),
             simulate_bandwidth: self.simulate_bandwidth.or(file.simulate_bandwidth),
             simulate_once: self.simulate_once.or(file.simulate_once),
             unsafe_no_in_doubt_marks: self.unsafe_no_in_doubt_marks,
+            unsafe_no_exactly_once: self.unsafe_no_exactly_once,
         }
     }
 }
@@ -170,13 +177,14 @@ mod tests {
             portable-session = true\nio-uring = false\n\
             store-user = \"0:0\"\ncontrol-uids = [107]\nlog-level = \"warn\"\n\
             simulate-latency = \"2ms\"\nsimulate-bandwidth = \"100M\"\nsimulate-once = \"/x\"\n\
-            passthrough = \"off\"\n[[rule]]\nmatch = \"golden/*\"\nimmutable = true\n";
+            passthrough = \"off\"\nmetrics-listen = \"127.0.0.1:9095\"\n[[rule]]\nmatch = \"golden/*\"\nimmutable = true\n";
         let settings = parse(Path::new("/x/vms.toml"), text).expect("accepted");
         assert_eq!(settings.cache.len(), 1);
         assert_eq!(settings.control_uids, Some(vec![107]));
         assert_eq!(settings.stream_bypass, Some(SizeOrOff(None)));
         assert_eq!(settings.log_level, Some(LogLevel(log::LevelFilter::Warn)));
         assert_eq!(settings.passthrough, Some(Passthrough::Off));
+        assert_eq!(settings.metrics_listen.as_deref(), Some("127.0.0.1:9095"));
         assert_eq!(settings.rule.len(), 1);
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::Source;
 use super::actions::Actions;
+use super::metrics::Facts;
 use super::model::{MountStatus, StoreState, path_text};
 use super::request::{Reply, Request};
 use crate::cache::Pool;
@@ -57,6 +58,16 @@ impl Source for Daemon {
             images: self.images.status(),
         }
     }
+
+    fn facts(&self) -> Facts {
+        Facts {
+            status: self.status(),
+            latencies: self.images.latencies(),
+            store_load: self.executor.load().into(),
+            store_expired: self.executor.expired(),
+        }
+    }
+
     fn act(&self, request: Request, reply: Reply) {
         self.actions.act(request, reply);
     }

@@ -8,12 +8,14 @@ pub mod actions;
 pub mod client;
 pub mod daemon;
 pub mod find;
+pub mod metrics;
 pub mod model;
 pub mod request;
 pub mod server;
 
 pub use client::ClientError;
 pub use daemon::Daemon;
+use metrics::Facts;
 pub use model::MountStatus;
 pub use request::{Lines, Reply, Request};
 pub use server::{Server, ServerError};
@@ -22,6 +24,8 @@ pub use server::{Server, ServerError};
 pub trait Source: Send + Sync {
     /// The state of the mount now. Waits for no store and no device.
     fn status(&self) -> MountStatus;
+    /// What metrics are read from, now. Waits for no store and no device.
+    fn facts(&self) -> Facts;
     /// Tells an image to do something. Returns at once; the answer may come later, from any thread.
     fn act(&self, request: Request, reply: Reply);
 }

@@ -17,13 +17,14 @@ use std::sync::Arc;
 use std::thread;
 
 use axum::extract::{Path as UrlPath, State};
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use tokio::sync::oneshot;
 
 use super::Source;
+use super::metrics::render;
 use super::model::{Failure, Version};
 use super::request::{Reply, Request};
 
@@ -126,6 +127,7 @@ fn router(source: Arc<dyn Source>) -> Router {
     Router::new()
         .route("/v1/version", get(|| async { Json(Version::own()) }))
         .route("/v1/status", get(status))
+        .route("/metrics", get(metrics))
         .route("/v1/images/{*name}", get(image).post(act))
         .fallback(|| async { failure(StatusCode::NOT_FOUND, "there is no such resource".into()) })
         .with_state(source)
@@ -133,6 +135,12 @@ fn router(source: Arc<dyn Source>) -> Router {
 
 async fn status(State(source): State<Arc<dyn Source>>) -> Response {
     Json(source.status()).into_response()
+}
+
+/// Prometheus' text.
+pub(super) async fn metrics(State(source): State<Arc<dyn Source>>) -> Response {
+    let kind = [(header::CONTENT_TYPE, render::CONTENT_TYPE)];
+    (kind, render::render(source.facts())).into_response()
 }
 
 async fn image(State(source): State<Arc<dyn Source>>, UrlPath(name): UrlPath<String>) -> Response {
@@ -194,6 +202,7 @@ mod tests {
 
     use super::*;
     use crate::control::client::{self, ClientError};
+    use crate::control::metrics::Facts;
     use crate::control::model::MountStatus;
     use crate::image::status::ImageStatus;
 
@@ -210,6 +219,13 @@ mod tests {
                 mountpoint: "/srv/vms".into(),
                 images: vec![image],
                 ..MountStatus::default()
+            }
+        }
+
+        fn facts(&self) -> Facts {
+            Facts {
+                status: self.status(),
+                ..Facts::default()
             }
         }
 

@@ -3,12 +3,15 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::cache::{Hit, PAGE_BYTES, pages_touched};
+use crate::store::Result;
 
 use super::ReadDone;
 use super::counters::add;
 use super::handle::Handle;
+use super::latencies::{Outcome, Timed};
 use super::miss::ReadBytes;
 use super::read::{Follow, SlowRead};
 
@@ -26,6 +29,7 @@ pub enum Begun {
 /// What is left to do of a read.
 pub struct PendingRead {
     handle: Arc<Handle>,
+    begun: Instant,
     offset_bytes: u64,
     len_bytes: usize,
     follow: Follow,
@@ -45,6 +49,7 @@ impl Handle {
         let pages = pages_touched(offset_bytes, len_bytes as u64);
         let pending = PendingRead {
             handle: self.clone(),
+            begun: Instant::now(),
             offset_bytes,
             len_bytes,
             follow: self.follow_stream(offset_bytes, len_bytes as u64, &pages),
@@ -76,7 +81,11 @@ impl PendingRead {
 
     /// It was answered from the hit.
     pub fn served(self) {
-        add(&self.handle.image.counters.read_hits, 1);
+        let image = &self.handle.image;
+        add(&image.counters.read_hits, 1);
+        image
+            .latencies()
+            .note(Timed::Read, Outcome::Hit, self.begun);
         self.handle.read_ahead(&self.follow);
     }
 
@@ -86,16 +95,37 @@ impl PendingRead {
         let pages = pages_touched(self.offset_bytes, self.len_bytes as u64);
         let kept = handle.read_kept(self.offset_bytes, self.len_bytes, &pages, done);
         let Some(done) = kept else {
-            add(&handle.image.counters.read_hits, 1);
+            let image = &handle.image;
+            add(&image.counters.read_hits, 1);
+            image
+                .latencies()
+                .note(Timed::Read, Outcome::Hit, self.begun);
             return handle.read_ahead(&self.follow);
         };
-        let parked = handle
-            .image
-            .store_executor()
-            .park("read", move |result| match result {
-                Ok(bytes) => done(Ok(ReadBytes::bytes(&bytes))),
-                Err(error) => done(Err(error)),
-            });
+        let missed = match self.follow.around {
+            true => Outcome::Around,
+            false => Outcome::Miss,
+        };
+        let (image, begun) = (handle.image.clone(), self.begun);
+        let answer = move |result: Result<ReadBytes>| {
+            let outcome = match result {
+                Ok(bytes) => {
+                    done(Ok(bytes.bytes()));
+                    if bytes.from_flash {
+                        Outcome::Hit
+                    } else {
+                        missed
+                    }
+                }
+                Err(error) => {
+                    image.tell_failed("read", &error);
+                    done(Err(error));
+                    Outcome::Failed
+                }
+            };
+            image.latencies().note(Timed::Read, outcome, begun);
+        };
+        let parked = handle.image.store_executor().park("read", answer);
         handle.read_slowly(SlowRead {
             offset_bytes: self.offset_bytes,
             len_bytes: self.len_bytes,

@@ -27,6 +27,7 @@ use super::Image;
 use super::counters::add;
 use super::kept::Keep;
 use super::lanes::overlap;
+use super::latencies::Timed;
 use super::miss::Miss;
 
 /// Blocks one store request reads at most: 1 MiB.
@@ -224,7 +225,10 @@ impl Registered {
         let len = self.fetch.len_bytes();
         let mut buffer = self.image.buffers().take(len);
         let bytes = &mut buffer.bytes_mut()[..len];
-        let read = file.read_at(bytes, pages.start * PAGE_BYTES);
+        let latencies = self.image.latencies();
+        let read = latencies.time(Timed::StoreRead, || {
+            file.read_at(bytes, pages.start * PAGE_BYTES)
+        });
         add(&self.image.counters.store_read_requests, 1);
         let read = match read {
             Ok(read) => read,

@@ -27,6 +27,7 @@ use super::budget::Permit;
 use super::counters::add;
 use super::kept::Kept;
 use super::lanes::Lane;
+use super::latencies::Timed;
 use super::stream::Streams;
 use super::{Done, Image};
 
@@ -78,6 +79,11 @@ impl Handle {
         self.image.id
     }
 
+    /// The store's file behind it.
+    pub fn store_file(&self) -> &Arc<dyn StoreFile> {
+        &self.file
+    }
+
     pub(super) fn is_released(&self) -> bool {
         self.released.load(Ordering::Acquire)
     }
@@ -111,6 +117,7 @@ impl Handle {
         let cover = ((pages.end - pages.start) * crate::cache::PAGE_BYTES) as usize;
         let mut buffer = self.image.buffers().take(cover);
         buffer.bytes_mut()[begin..begin + data.len()].copy_from_slice(data);
+        let done = self.image.timed(Timed::Write, "write", done);
         let parked = self.image.store_executor().park("write", done);
         let policy = &self.image.shared.streams;
         let advice = (self.write_streams.lock()).follow(offset_bytes, len_bytes, policy);
@@ -141,8 +148,9 @@ impl Handle {
         let counters = &self.image.counters;
         let written = self.change(offset_bytes, len_bytes, |image, entry| {
             add(&counters.store_write_requests, 1);
-            self.file
-                .write_at(&buffer.bytes()[begin..end], offset_bytes)?;
+            let bytes = &buffer.bytes()[begin..end];
+            let write = || self.file.write_at(bytes, offset_bytes);
+            image.latencies().time(Timed::StoreWrite, write)?;
             add(&counters.store_write_bytes, len_bytes);
             let size_bytes = image.grow_to(offset_bytes + len_bytes);
             if let Some(entry) = entry {
@@ -178,7 +186,8 @@ impl Handle {
         image.changed();
         let announced = match entry.begin_write(offset_bytes, len_bytes) {
             Ok(announced) => announced,
-            Err(_) => {
+            Err(error) => {
+                image.tell_flash_failed(&error);
                 entry.disown();
                 return step(image, None);
             }
@@ -319,6 +328,7 @@ impl Handle {
             }
             flushed
         };
+        let done = self.image.timed(Timed::Flush, "fsync", done);
         self.image.store_executor().submit("fsync", work, done);
     }
 

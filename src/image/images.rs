@@ -5,11 +5,13 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use dashmap::DashMap;
+use log::Level;
 use parking_lot::{Condvar, Mutex};
 
 use crate::cache::{Entry, Pool, Validated};
 use crate::config::Config;
 use crate::io::BufferPool;
+use crate::logs;
 use crate::store::executor::{Executor, Limits};
 use crate::store::{Attr, Error, ImageId, Result, StoreFile};
 
@@ -18,6 +20,7 @@ use super::budget::Budget;
 use super::counters::Counters;
 use super::fetch::FETCH_BLOCKS_MAX;
 use super::handle::Handle;
+use super::latencies::{Histogram, Latencies};
 use super::plane::Seats;
 use super::status::{ImageStatus, PlaneStatus};
 use super::stream::Policy;
@@ -44,6 +47,7 @@ pub(super) struct Shared {
     pub ahead_fetches: AtomicUsize,
     pub fetching_bytes: AtomicUsize,
     pub kept_bytes: AtomicUsize,
+    pub latencies: Latencies,
     /// Of images that are open or cached.
     counters: DashMap<ImageId, Arc<Counters>>,
     work: Mutex<bool>,
@@ -120,6 +124,7 @@ impl Images {
             ahead_fetches: AtomicUsize::new(0),
             fetching_bytes: AtomicUsize::new(0),
             kept_bytes: AtomicUsize::new(0),
+            latencies: Latencies::default(),
             counters: DashMap::new(),
             work: Mutex::new(false),
             work_came: Condvar::new(),
@@ -192,10 +197,12 @@ impl Images {
         };
         match entry {
             Some(entry) if !entry.is_version(&attr.validator()) => {
-                log::warn!(
-                    "image {name}: changed in the store while it is read directly; it opens again when those who read \
-                     the old version have closed it"
-                );
+                logs::say(Level::Warn, "changed", name, || {
+                    format!(
+                        "image {name}: changed in the store while it is read directly; it opens again when those who \
+                         read the old version have closed it"
+                    )
+                });
                 Err(Error::from_errno(libc::ESTALE))
             }
             _ => Ok(()),
@@ -277,6 +284,11 @@ impl Images {
             .pool
             .known(id)
             .map(|entry| entry.resident_bytes())
+    }
+
+    /// How long requests and store calls took, for metrics.
+    pub fn latencies(&self) -> Vec<Histogram> {
+        self.shared.latencies.look()
     }
 
     /// Every image that is open or cached.

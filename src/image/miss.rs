@@ -13,12 +13,15 @@ use crate::store::{Error, Result};
 
 use super::counters::add;
 use super::handle::Handle;
+use super::latencies::Timed;
 
 /// The bytes of a read: part of a buffer, which a fetch and several reads may share.
 pub struct ReadBytes {
     pub buffer: Arc<Buffer>,
     pub begin: usize,
     pub len: usize,
+    /// Nothing of them had to be fetched for this read.
+    pub from_flash: bool,
 }
 
 impl ReadBytes {
@@ -118,11 +121,7 @@ impl Miss {
         let entry = self.handle.image.entry()?;
         let mut buffer = Buffer::new(0);
         let begin = entry.read(self.offset_bytes, self.len_bytes, &mut buffer)?;
-        Some(ReadBytes {
-            buffer: Arc::new(buffer),
-            begin,
-            len: self.len_bytes,
-        })
+        Some(fetched(Arc::new(buffer), begin, self.len_bytes))
     }
 
     fn new_buffer(&self) -> Buffer {
@@ -146,7 +145,7 @@ impl Miss {
         let len = self.len_bytes;
         if let Some((buffer, first)) = state.whole.take() {
             let begin = begin + ((self.pages().start - first) * PAGE_BYTES) as usize;
-            return parked.answer(Ok(ReadBytes { buffer, begin, len }));
+            return parked.answer(Ok(fetched(buffer, begin, len)));
         }
         let complete = (state.buffer.take())
             .filter(|_| !state.failed)
@@ -154,7 +153,7 @@ impl Miss {
         match complete {
             Some(buffer) => {
                 let buffer = Arc::new(buffer);
-                parked.answer(Ok(ReadBytes { buffer, begin, len }));
+                parked.answer(Ok(fetched(buffer, begin, len)));
             }
             None => {
                 let miss = self.clone();
@@ -191,12 +190,20 @@ impl Miss {
         let bytes = &mut buffer.bytes_mut()[..self.len_bytes];
         let counters = &self.handle.image.counters;
         add(&counters.store_read_requests, 1);
-        let len = self.handle.file.read_at(bytes, self.offset_bytes)?;
+        let latencies = self.handle.image.latencies();
+        let len = latencies.time(Timed::StoreRead, || {
+            self.handle.file.read_at(bytes, self.offset_bytes)
+        })?;
         add(&counters.store_read_bytes, len as u64);
-        Ok(ReadBytes {
-            buffer: Arc::new(buffer),
-            begin: 0,
-            len,
-        })
+        Ok(fetched(Arc::new(buffer), 0, len))
+    }
+}
+
+fn fetched(buffer: Arc<Buffer>, begin: usize, len: usize) -> ReadBytes {
+    ReadBytes {
+        buffer,
+        begin,
+        len,
+        from_flash: false,
     }
 }

@@ -18,6 +18,7 @@ mod images;
 pub mod immutable;
 mod kept;
 mod lanes;
+pub mod latencies;
 mod miss;
 mod open;
 mod plan;
@@ -33,10 +34,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
+use log::Level;
 use parking_lot::{Mutex, RwLock};
 
 use crate::cache::{Entry, Pool};
 use crate::io::BufferPool;
+use crate::logs;
 use crate::store::executor::Executor;
 use crate::store::{Error, ImageId, StoreFile};
 
@@ -50,6 +53,7 @@ pub use hold::HeldImage;
 pub use images::Images;
 use images::Shared;
 use lanes::Lanes;
+use latencies::{Latencies, Outcome, Timed};
 pub use open::OpenImage;
 
 /// What an operation ends with; called exactly once, from any thread.
@@ -128,6 +132,45 @@ impl Image {
         &self.shared.flash_executor
     }
 
+    /// How long things take, over all images.
+    fn latencies(&self) -> &Latencies {
+        &self.shared.latencies
+    }
+
+    /// `done`, with the time until it is called counted and a failure told.
+    fn timed(self: &Arc<Self>, timed: Timed, what: &'static str, done: Done<()>) -> Done<()> {
+        let (image, begun) = (self.clone(), Instant::now());
+        Box::new(move |result| {
+            let outcome = Outcome::of(&result);
+            if let Err(error) = &result {
+                image.tell_failed(what, error);
+            }
+            done(result);
+            image.latencies().note(timed, outcome, begun);
+        })
+    }
+
+    /// A guest gets an error: one line, or a count where it happens again and again.
+    fn tell_failed(&self, what: &'static str, error: &Error) {
+        let name = self.name();
+        let line = || format!("image {name}: a {what} failed: {error}; its guest was told");
+        logs::say(Level::Warn, what, &name, line);
+    }
+
+    /// A change cannot be announced on flash; not told again of an image whose cache was given up.
+    fn tell_flash_failed(&self, error: &std::io::Error) {
+        if error.raw_os_error() == Some(libc::ENODEV) {
+            return;
+        }
+        let name = self.name();
+        let line = || {
+            format!(
+                "image {name}: its cache cannot be written: {error}; it is served from the store for now"
+            )
+        };
+        logs::say(Level::Warn, "flash", &name, line);
+    }
+
     fn store_is_local(&self) -> bool {
         self.shared.store_is_local
     }
@@ -178,10 +221,6 @@ impl Image {
     /// An fsync of the store failed: what it holds of the writes since the last one is unknown, so the
     /// cache forgets them (rule 3a).
     fn store_lost_writes(&self) {
-        log::warn!(
-            "image {}: fsync in the store failed; unflushed regions leave the cache",
-            self.name()
-        );
         if let Some(entry) = self.entry() {
             entry.drop_regions(&entry.doubtful_regions());
         }

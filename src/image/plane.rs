@@ -63,6 +63,16 @@ impl Why {
         Why::Failed,
     ];
 
+    /// A number for it, to be carried to the next server.
+    pub fn number(self) -> u8 {
+        self as u8
+    }
+
+    /// The reason of a number.
+    pub fn of_number(number: u8) -> Option<Why> {
+        Why::ALL.get(usize::from(number)).copied()
+    }
+
     /// For status: a documented interface.
     pub fn text(self) -> &'static str {
         match self {

@@ -81,6 +81,7 @@ impl Handle {
                         buffer: Arc::new(buffer),
                         begin,
                         len: read.len_bytes,
+                        from_flash: true,
                     }));
                 }
                 None => this.read_missing(read),

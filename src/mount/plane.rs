@@ -21,6 +21,7 @@ use std::sync::{Arc, OnceLock};
 use super::answer::{Answer, Opened};
 use super::backing::Backings;
 use super::core::{Core, with};
+use super::files::Opening;
 use super::nodes::Inode;
 use crate::config::{Config, Rules};
 use crate::image::immutable::Immutability;
@@ -164,19 +165,19 @@ impl Core {
         self: &Arc<Self>,
         inode: Arc<Inode>,
         found: Found,
-        mode: OpenMode,
+        opening: Opening,
         answer: Answer<Opened>,
     ) {
         inode.remember(&found.attr);
-        let joined = self.join(&inode, found.file, &found.attr, mode);
+        let joined = self.join(&inode, found.file, &found.attr, opening.mode);
         with(answer, joined, |answer, handle| {
             let seat = match found.seat {
                 SeatWanted::Taken(seat) => Ok(Some(seat)),
                 SeatWanted::Reader(why) => self.images.seats.sit_to_read(inode.id, why),
             };
             match seat {
-                Ok(Some(seat)) => answer(self.opened(inode, handle, seat, mode)),
-                Ok(None) => self.open_directly(inode, handle, mode, answer),
+                Ok(Some(seat)) => answer(self.opened(inode, handle, seat, &opening)),
+                Ok(None) => self.open_directly(inode, handle, opening, answer),
                 Err(error) => {
                     handle.release();
                     answer(Err(error));
@@ -185,12 +186,30 @@ impl Core {
         });
     }
 
+    /// The seat of a handle that an earlier server has opened, where it sat before: the kernel does not
+    /// ask again.
+    pub fn carried_seat(
+        &self,
+        inode: &Inode,
+        _handle: &Arc<Handle>,
+        mode: OpenMode,
+        _backing: Option<u32>,
+        why: Why,
+    ) -> Result<Seat> {
+        let seats = &self.images.seats;
+        if mode.write {
+            return seats.sit_to_write(inode.id);
+        }
+        let seat = seats.sit_to_read(inode.id, Some(why))?;
+        seat.ok_or_else(|| Error::from_errno(libc::EIO))
+    }
+
     /// Prepares direct reading, on a flash thread, and answers with what became of it.
     fn open_directly(
         self: &Arc<Self>,
         inode: Arc<Inode>,
         handle: Arc<Handle>,
-        mode: OpenMode,
+        opening: Opening,
         answer: Answer<Opened>,
     ) {
         let (core, holder) = (self.clone(), handle.clone());
@@ -198,7 +217,7 @@ impl Core {
             let way = held.and_then(|held| core.planes.register(held));
             let seat = core.images.seats.sit_directly(inode.id, way);
             answer(match seat {
-                Ok(seat) => core.opened(inode, handle, seat, mode),
+                Ok(seat) => core.opened(inode, handle, seat, &opening),
                 Err(error) => {
                     handle.release();
                     Err(error)

@@ -24,9 +24,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use self::file::{DirFile, open_flags};
-use self::node::DirNode;
+use self::node::{DirNode, Place};
 use self::tree::{Tree, open_object};
-use super::identity::{Filesystem, store_identity};
+use super::identity::{Filesystem, Identity, store_identity};
 use super::{
     Attr, Caller, DirEntry, ImageId, Kind, Node, OpenMode, Result, SetAttr, StatFs, Store,
     StoreFile,
@@ -183,6 +183,47 @@ impl Store for DirStore {
             calls::reopen(node.fd().as_fd(), open_flags(mode))
         })?;
         let file = DirFile::new(self.tree.clone(), node, who.clone(), mode, fd);
+        Ok(Arc::new(file))
+    }
+
+    fn token(&self, node: &Node) -> Option<Arc<[u8]>> {
+        dir_node(node).ok()?.handle().cloned()
+    }
+
+    fn node_of(
+        &self,
+        id: ImageId,
+        kind: Kind,
+        token: &[u8],
+        place: Option<(&Node, &OsStr)>,
+    ) -> Result<Node> {
+        let place = match place {
+            Some((parent, name)) if !name.is_empty() => {
+                let parent = dir_node(parent)?;
+                known_name(&parent, name)?;
+                let name = name.to_owned();
+                Some(Place { parent, name })
+            }
+            _ => None,
+        };
+        let handle = (!token.is_empty()).then(|| Arc::from(token));
+        let identity = Identity { id, handle };
+        Ok(Node(self.tree.carry(identity, kind, place)))
+    }
+
+    fn adopt_file(
+        &self,
+        who: &Caller,
+        node: &Node,
+        mode: OpenMode,
+        file: OwnedFd,
+    ) -> Result<Arc<dyn StoreFile>> {
+        let node = dir_node(node)?;
+        if !node.is_found() {
+            let path = calls::reopen(file.as_fd(), libc::O_PATH)?;
+            self.tree.find_as(&node, path, libc::AT_STATX_DONT_SYNC)?;
+        }
+        let file = DirFile::new(self.tree.clone(), node, who.clone(), mode, file);
         Ok(Arc::new(file))
     }
 

@@ -14,6 +14,7 @@
 //! # Locking
 //! `queue` and `pending` are never held together, nor while a closure runs.
 
+mod load;
 mod parked;
 mod queue;
 mod watch;
@@ -27,6 +28,8 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use super::{Error, Result};
+use load::Abandoned;
+pub use load::Load;
 pub use parked::Parked;
 use parked::{Answer, Cell, Done, Fallback};
 use queue::Queue;
@@ -77,12 +80,11 @@ struct Shared {
     next_id: AtomicU64,
     hanging: AtomicBool,
     failing: AtomicBool,
-    /// Milliseconds since `epoch` of the latest line about failing.
-    told_failing_ms: AtomicU64,
     /// Milliseconds since `epoch` of the latest completion.
     completed_ms: AtomicU64,
     epoch: Instant,
     closing: AtomicBool,
+    load: Abandoned,
 }
 
 struct Pending {
@@ -107,10 +109,10 @@ impl Executor {
                 next_id: AtomicU64::new(0),
                 hanging: AtomicBool::new(false),
                 failing: AtomicBool::new(false),
-                told_failing_ms: AtomicU64::new(0),
                 completed_ms: AtomicU64::new(0),
                 epoch: Instant::now(),
                 closing: AtomicBool::new(false),
+                load: Abandoned::default(),
             }),
         }
     }
@@ -188,6 +190,26 @@ impl Executor {
         } else {
             Health::Responding
         }
+    }
+
+    /// What it has to do now, by class, in the order of [`Class::ALL`].
+    pub fn load(&self) -> [Load; 3] {
+        let queue = self.shared.queue.lock();
+        Class::ALL.map(|class| {
+            let (queued, running) = queue.load(class);
+            let abandoned = self.shared.load.now(class);
+            Load {
+                class,
+                queued,
+                running: running.saturating_sub(abandoned),
+                abandoned,
+            }
+        })
+    }
+
+    /// Jobs that ended at their deadline since the start.
+    pub fn expired(&self) -> u64 {
+        self.shared.load.count()
     }
 
     /// Registers a wait whose work comes later, with [`Parked::run`] or [`Parked::answer`]; the deadline
@@ -313,6 +335,29 @@ mod tests {
         let order: Vec<_> = told.iter().take(4).collect();
         let want = ["guest", "warm, but a guest came", "ahead", "warm"];
         assert_eq!(order, want);
+    }
+
+    #[test]
+    fn a_call_that_hangs_past_its_deadline_is_counted_until_it_returns() {
+        let mut executor = executor(2);
+        let shared = Arc::get_mut(&mut executor.shared).expect("not shared yet");
+        shared.limits.fallback_after = Duration::ZERO;
+        shared.limits.deadline = Duration::from_millis(1);
+        executor.start().expect("a watcher");
+        let go_on = block(&executor);
+        let guests = || executor.load()[Class::Guest as usize];
+        let until = |holds: &dyn Fn() -> bool| {
+            let begun = Instant::now();
+            while !holds() {
+                assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", guests());
+                thread::sleep(Duration::from_millis(5));
+            }
+        };
+        until(&|| guests().abandoned == 1);
+        assert_eq!((guests().running, executor.expired()), (0, 1));
+        drop(go_on);
+        until(&|| guests().abandoned == 0 && guests().running == 0);
+        assert_eq!(executor.expired(), 1);
     }
 
     #[test]

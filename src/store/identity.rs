@@ -4,11 +4,12 @@
 //! generation; where there is none that lasts, the birth time tells two files apart; where there is
 //! no birth time either, the tag is 0 and only the validator (rule 7) protects.
 //!
-//! May touch: attributes and handles of what it is given; opens nothing.
+//! May touch: attributes and handles of what it is given; opens only what a handle names.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -56,34 +57,55 @@ impl Filesystem {
     }
 }
 
-/// The id of the object behind `fd`, whose statx(2) answer is `stat`. `root` is the filesystem of
+/// What an object is, and its file handle where [`open_handle`] finds it again by that.
+pub struct Identity {
+    pub id: ImageId,
+    pub handle: Option<Arc<[u8]>>,
+}
+
+/// The identity of the object behind `fd`, whose statx(2) answer is `stat`. `root` is the filesystem of
 /// the store's root and its device number: what lies on another filesystem mounted inside the
 /// store gets that one's id mixed in, as inode numbers repeat there.
-pub fn image_id(
+pub fn identity(
     fd: BorrowedFd<'_>,
     stat: &libc::statx,
     root: Option<(Filesystem, (u32, u32))>,
-) -> io::Result<ImageId> {
+) -> io::Result<Identity> {
     let device = (stat.stx_dev_major, stat.stx_dev_minor);
     let foreign = root.is_none_or(|(_, root_device)| device != root_device);
     let filesystem = match root {
         Some((filesystem, _)) if !foreign => filesystem,
         _ => Filesystem::of(fd)?,
     };
-    let mut tag = tag(fd, stat, filesystem);
+    let lasting = filesystem.has_lasting_handles();
+    let handle = lasting.then(|| handle(fd, 0)).flatten();
+    let mut tag = match &handle {
+        Some(handle) => xxh3_64(handle),
+        None => tag(fd, stat, lasting),
+    };
     if foreign && root.is_some() {
         tag ^= filesystem.id;
     }
-    Ok(ImageId {
+    let id = ImageId {
         ino: stat.stx_ino,
         tag,
-    })
+    };
+    let handle = handle.filter(|_| !foreign).map(Arc::from);
+    Ok(Identity { id, handle })
 }
 
-fn tag(fd: BorrowedFd<'_>, stat: &libc::statx, filesystem: Filesystem) -> u64 {
-    if filesystem.has_lasting_handles()
-        && let Some(handle) = handle(fd, 0).or_else(|| handle(fd, AT_HANDLE_FID))
-    {
+/// As [`identity`], for those who look for no handle.
+pub fn image_id(
+    fd: BorrowedFd<'_>,
+    stat: &libc::statx,
+    root: Option<(Filesystem, (u32, u32))>,
+) -> io::Result<ImageId> {
+    Ok(identity(fd, stat, root)?.id)
+}
+
+/// The tag of what has no handle that can be opened.
+fn tag(fd: BorrowedFd<'_>, stat: &libc::statx, has_lasting_handles: bool) -> u64 {
+    if has_lasting_handles && let Some(handle) = handle(fd, AT_HANDLE_FID) {
         return xxh3_64(&handle);
     }
     if stat.stx_mask & libc::STATX_BTIME != 0 {
@@ -95,14 +117,47 @@ fn tag(fd: BorrowedFd<'_>, stat: &libc::statx, filesystem: Filesystem) -> u64 {
     0
 }
 
+/// `struct file_handle` with the most room it can need.
+#[repr(C)]
+struct FileHandle {
+    handle_bytes: u32,
+    handle_type: i32,
+    bytes: [u8; HANDLE_BYTES_MAX],
+}
+
+/// An O_PATH descriptor of the object that has `handle`, on the filesystem of `root`, which is open for
+/// reading. ESTALE where it is gone, EPERM without CAP_DAC_READ_SEARCH.
+pub fn open_handle(root: BorrowedFd<'_>, handle: &[u8]) -> io::Result<OwnedFd> {
+    let invalid = || io::Error::from_raw_os_error(libc::EINVAL);
+    let (kind, bytes) = handle.split_first_chunk().ok_or_else(invalid)?;
+    if bytes.len() > HANDLE_BYTES_MAX {
+        return Err(invalid());
+    }
+    let mut handle = FileHandle {
+        handle_bytes: bytes.len() as u32,
+        handle_type: i32::from_le_bytes(*kind),
+        bytes: [0; HANDLE_BYTES_MAX],
+    };
+    handle.bytes[..bytes.len()].copy_from_slice(bytes);
+    let flags = libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+    // SAFETY: `root` is open; `handle` has the kernel's layout and the length it states.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_open_by_handle_at,
+            root.as_raw_fd(),
+            &raw const handle,
+            flags,
+        )
+    };
+    match i32::try_from(fd) {
+        // SAFETY: the kernel just gave us this descriptor; nobody else owns it.
+        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// The file handle's type and bytes, if the filesystem has handles.
 fn handle(fd: BorrowedFd<'_>, flags: i32) -> Option<Vec<u8>> {
-    #[repr(C)]
-    struct FileHandle {
-        handle_bytes: u32,
-        handle_type: i32,
-        bytes: [u8; HANDLE_BYTES_MAX],
-    }
     let mut handle = FileHandle {
         handle_bytes: HANDLE_BYTES_MAX as u32,
         handle_type: 0,

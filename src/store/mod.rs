@@ -17,6 +17,7 @@ pub mod walk;
 use std::any::Any;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 pub use error::{Error, Result};
@@ -104,6 +105,28 @@ pub enum Kind {
     Socket,
     CharDevice,
     BlockDevice,
+}
+
+impl Kind {
+    const ALL: [Kind; 7] = [
+        Kind::File,
+        Kind::Dir,
+        Kind::Symlink,
+        Kind::Fifo,
+        Kind::Socket,
+        Kind::CharDevice,
+        Kind::BlockDevice,
+    ];
+
+    /// A number for it that means the same to every build.
+    pub fn number(self) -> u8 {
+        self as u8
+    }
+
+    /// The kind of a number.
+    pub fn of_number(number: u8) -> Option<Kind> {
+        Kind::ALL.into_iter().find(|kind| kind.number() == number)
+    }
 }
 
 /// Attributes of a store object, as stat(2) knows them.
@@ -238,6 +261,28 @@ pub trait Store: Send + Sync {
         max_entries: usize,
     ) -> Result<Vec<DirEntry>>;
     fn open(&self, who: &Caller, node: &Node, mode: OpenMode) -> Result<Arc<dyn StoreFile>>;
+    /// By what [`Store::node_of`] finds an object again in another process, at most 128 bytes; `None` where
+    /// there is nothing like that. Does not touch the store.
+    fn token(&self, node: &Node) -> Option<Arc<[u8]>>;
+    /// The node of an object that another process has known, whose token may be empty; `place` is the
+    /// parent and name by which it was last seen. Does not touch the store: the object is looked for when
+    /// it is first used, and is ESTALE then if it is neither found by its token nor still in its place.
+    fn node_of(
+        &self,
+        id: ImageId,
+        kind: Kind,
+        token: &[u8],
+        place: Option<(&Node, &OsStr)>,
+    ) -> Result<Node>;
+    /// Goes on with a file that another process opened as `who`: [`StoreFile::descriptor`], carried. ESTALE
+    /// where it is not a file of `node`.
+    fn adopt_file(
+        &self,
+        who: &Caller,
+        node: &Node,
+        mode: OpenMode,
+        file: OwnedFd,
+    ) -> Result<Arc<dyn StoreFile>>;
     /// Creates a regular file that must not exist (EEXIST) and opens it. `permissions` already has
     /// the umask applied.
     fn create(
@@ -329,6 +374,10 @@ pub trait StoreFile: Send + Sync {
         target_offset_bytes: u64,
         len_bytes: u64,
     ) -> Result<u64>;
+    /// What can be carried to another process, for [`Store::adopt_file`]; `None` where there is none.
+    fn descriptor(&self) -> Option<Arc<OwnedFd>> {
+        None
+    }
     /// For [`StoreFile::copy_range`]: the implementation behind a trait object.
     fn as_any(&self) -> &dyn Any;
 }

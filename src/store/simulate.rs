@@ -11,6 +11,7 @@ use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::config::Simulate;
+use crate::logs;
 
 use super::{
     Attr, Caller, DirEntry, Error, ImageId, Kind, Node, OpenMode, Result, SetAttr, StatFs, Store,
@@ -176,7 +178,9 @@ impl Once {
     fn note(&self, id: ImageId, pages: &std::ops::Range<u64>, what: char) {
         let line = format!("{id} {} {} {what}\n", pages.start, pages.end);
         if let Err(error) = (&self.log).write_all(line.as_bytes()) {
-            log::warn!("cannot record what the store served: {error}");
+            logs::say(log::Level::Warn, "simulate", "", || {
+                format!("cannot record what the store served: {error}")
+            });
         }
     }
 }
@@ -280,6 +284,10 @@ impl StoreFile for SimulatedFile {
         Ok(copied)
     }
 
+    fn descriptor(&self) -> Option<Arc<OwnedFd>> {
+        self.inner.descriptor()
+    }
+
     fn as_any(&self) -> &dyn Any {
         self
     }
@@ -332,6 +340,30 @@ impl Store for Simulated {
     fn open(&self, who: &Caller, node: &Node, mode: OpenMode) -> Result<Arc<dyn StoreFile>> {
         self.link.pass();
         self.file(self.inner.open(who, node, mode)?)
+    }
+
+    fn token(&self, node: &Node) -> Option<Arc<[u8]>> {
+        self.inner.token(node)
+    }
+
+    fn node_of(
+        &self,
+        id: ImageId,
+        kind: Kind,
+        token: &[u8],
+        place: Option<(&Node, &OsStr)>,
+    ) -> Result<Node> {
+        self.inner.node_of(id, kind, token, place)
+    }
+
+    fn adopt_file(
+        &self,
+        who: &Caller,
+        node: &Node,
+        mode: OpenMode,
+        file: OwnedFd,
+    ) -> Result<Arc<dyn StoreFile>> {
+        self.file(self.inner.adopt_file(who, node, mode, file)?)
     }
 
     fn create(

@@ -1,24 +1,43 @@
-//! The load that the daemon is killed under: writers of 512 bytes to 256 KiB, half of them with
+//! The load that a daemon is killed under: writers of 512 bytes to 256 KiB, half of them with
 //! O_DIRECT, each staying near a place for a while as a guest's files do, and readers all over.
 
 use std::fs::File;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::ledger::Ledger;
 use crate::rig::stamp::{self, Found, SECTOR};
 use crate::rig::{Aligned, Rng};
 
-const WRITERS: u64 = 6;
-const READERS: u64 = 2;
 /// A write has up to `1 << SECTORS_LOG_MAX` sectors: 256 KiB.
 const SECTORS_LOG_MAX: u64 = 9;
 /// A writer stays within this many sectors (1 MiB) …
 const NEAR_SECTORS: u64 = 2048;
 /// … and moves on with this chance, in percent, after each write.
 const MOVE_PERCENT: u64 = 3;
+
+/// Who works, and until when.
+pub struct Crew {
+    pub writers: u64,
+    pub readers: u64,
+    /// The daemon is dead, or will be at once: calls may fail.
+    pub killed: AtomicBool,
+    /// Everybody ends after the call that he is in.
+    pub stop: AtomicBool,
+}
+
+impl Crew {
+    pub fn new(writers: u64, readers: u64) -> Crew {
+        Crew {
+            writers,
+            readers,
+            killed: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+        }
+    }
+}
 
 /// What a load did, and what it saw go wrong.
 #[derive(Default)]
@@ -29,20 +48,22 @@ pub struct Outcome {
     pub wrong: AtomicU64,
     /// Calls that failed although the daemon was alive.
     pub failed: AtomicU64,
+    /// The call that took longest, in µs.
+    pub slowest_us: AtomicU64,
 }
 
-/// Runs the load on `image` until its calls fail because `killed` was set and the daemon is dead.
-/// `meanwhile` runs beside it and does the killing.
+/// Runs the load on `image` until it is told to stop, or its calls fail. `meanwhile` runs beside it and
+/// does the killing.
 pub fn run(
     image: &Path,
     ledger: &Ledger,
     seed: u64,
-    killed: &AtomicBool,
+    crew: &Crew,
     meanwhile: impl FnOnce(),
 ) -> Outcome {
     let outcome = Outcome::default();
     std::thread::scope(|scope| {
-        for i in 0..WRITERS + READERS {
+        for i in 0..crew.writers + crew.readers {
             let (outcome, rng) = (&outcome, Rng::new(seed + i));
             let flags = if i % 2 == 0 { libc::O_DIRECT } else { 0 };
             scope.spawn(move || {
@@ -52,9 +73,11 @@ pub fn run(
                     rng,
                     near: 0,
                 };
-                let end = hand.work(image, flags, i < WRITERS);
-                if !killed.load(Ordering::SeqCst) {
-                    eprintln!("  a call failed while the daemon lived: {end}");
+                let end = hand.work(image, flags, i < crew.writers, &crew.stop);
+                if let Err(error) = end
+                    && !crew.killed.load(Ordering::SeqCst)
+                {
+                    eprintln!("  a call failed while the daemon lived: {error}");
                     outcome.failed.fetch_add(1, Ordering::Relaxed);
                 }
             });
@@ -73,28 +96,39 @@ struct Hand<'a> {
 }
 
 impl Hand<'_> {
-    /// Works until a call fails; that error.
-    fn work(&mut self, image: &Path, flags: i32, writes: bool) -> std::io::Error {
+    /// Works until it is told to stop or a call fails.
+    fn work(
+        &mut self,
+        image: &Path,
+        flags: i32,
+        writes: bool,
+        stop: &AtomicBool,
+    ) -> std::io::Result<()> {
         let file = File::options()
             .read(true)
             .write(true)
             .custom_flags(flags)
-            .open(image);
-        let file = match file {
-            Ok(file) => file,
-            Err(error) => return error,
-        };
+            .open(image)?;
         let mut buf = Aligned::new(SECTOR << SECTORS_LOG_MAX);
-        loop {
-            let done = if writes {
-                self.write(&file, &mut buf)
+        while !stop.load(Ordering::SeqCst) {
+            if writes {
+                self.write(&file, &mut buf)?;
             } else {
-                self.read(&file, &mut buf)
-            };
-            if let Err(error) = done {
-                return error;
+                self.read(&file, &mut buf)?;
             }
         }
+        Ok(())
+    }
+
+    /// One call, timed.
+    fn call<T>(&self, call: impl FnOnce() -> std::io::Result<T>) -> std::io::Result<T> {
+        let begun = Instant::now();
+        let result = call();
+        let took_us = begun.elapsed().as_micros() as u64;
+        self.outcome
+            .slowest_us
+            .fetch_max(took_us, Ordering::Relaxed);
+        result
     }
 
     fn write(&mut self, file: &File, buf: &mut [u8]) -> std::io::Result<()> {
@@ -109,11 +143,11 @@ impl Hand<'_> {
         };
         let buf = &mut buf[..count as usize * SECTOR];
         stamp::fill(buf, first, version);
-        file.write_all_at(buf, first * SECTOR as u64)?;
+        self.call(|| file.write_all_at(buf, first * SECTOR as u64))?;
         self.ledger.acknowledge(first..first + count, version);
         self.outcome.writes.fetch_add(1, Ordering::Relaxed);
         if self.rng.chance(2) {
-            file.sync_data()?;
+            self.call(|| file.sync_data())?;
         }
         Ok(())
     }
@@ -124,7 +158,7 @@ impl Hand<'_> {
         let settled = |sector: u64| self.ledger.settled(sector);
         let before: Vec<Option<u64>> = (first..first + count).map(settled).collect();
         let buf = &mut buf[..count as usize * SECTOR];
-        file.read_exact_at(buf, first * SECTOR as u64)?;
+        self.call(|| file.read_exact_at(buf, first * SECTOR as u64))?;
         for (i, sector) in buf.chunks(SECTOR).enumerate() {
             let index = first + i as u64;
             let known = before[i].filter(|_| before[i] == settled(index));

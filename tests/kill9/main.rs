@@ -14,16 +14,19 @@ mod rig;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ledger::Ledger;
+use load::Crew;
 use rig::daemon::Daemon;
 use rig::stamp::{self, SECTOR};
 use rig::{Launch, Rng, Scratch, rng, setting, watchdog, xattr};
 
 /// Bytes compared at once.
 const CHUNK: usize = 1 << 20;
+const WRITERS: u64 = 6;
+const READERS: u64 = 2;
 /// Share of the resident bytes that a kill may not fall below, in tenths of a percent.
 const KEPT_MIN_PERMILLE: u64 = 950;
 
@@ -104,15 +107,15 @@ impl Rig {
 
     /// Lets the load run for a random while and kills the daemon in it; the resident bytes before.
     fn load_and_kill(&mut self, daemon: Daemon) -> u64 {
-        let killed = AtomicBool::new(false);
+        let crew = Crew::new(WRITERS, READERS);
         let length = Duration::from_millis(60 + self.rng.below(500));
         let mut before = 0;
         let seed = self.rng.next() >> 8;
-        let outcome = load::run(&self.image, &self.ledger, seed, &killed, || {
+        let outcome = load::run(&self.image, &self.ledger, seed, &crew, || {
             std::thread::sleep(length);
             before = self.resident().unwrap_or(0);
             std::thread::sleep(Duration::from_micros(seed % 3000));
-            killed.store(true, Ordering::SeqCst);
+            crew.killed.store(true, Ordering::SeqCst);
             daemon.kill();
         });
         self.writes += outcome.writes.into_inner();

@@ -1,11 +1,14 @@
-//! The daemon as a child process: started in the foreground, stopped by a signal or killed.
+//! The daemon as a child process with its servers: started in the foreground, stopped by a signal or
+//! killed.
 //! `FLASHSIDE_BIN` names another binary than the one just built, such as a release build.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use super::group::Group;
 use super::scratch::mounts_below;
 use super::{text, watchdog};
 
@@ -24,9 +27,10 @@ pub struct Launch {
     pub log: PathBuf,
 }
 
-/// A running daemon. Dropping it kills it and unmounts.
+/// A running daemon. Dropping it kills all its processes and unmounts.
 pub struct Daemon {
     child: Child,
+    group: Group,
     mountpoint: PathBuf,
     log: PathBuf,
 }
@@ -36,19 +40,19 @@ impl Launch {
     pub fn start(&self) -> Result<Daemon, String> {
         let log = File::options().create(true).append(true).open(&self.log);
         let log = log.map_err(|e| format!("{}: {e}", self.log.display()))?;
-        let program = std::env::var_os("FLASHSIDE_BIN");
-        let program = program.unwrap_or_else(|| env!("CARGO_BIN_EXE_flashside").into());
-        let child = Command::new(program)
+        let mut command = Command::new(program());
+        command
             .args(["mount", text(&self.store), text(&self.mountpoint)])
             .args(["--cache", text(&self.cache), "--foreground"])
             .args(&self.flags)
             .stdin(Stdio::null())
             .stdout(log.try_clone().map_err(|e| e.to_string())?)
-            .stderr(log)
-            .spawn()
-            .map_err(|e| format!("flashside: {e}"))?;
+            .stderr(log);
+        Group::lead(&mut command);
+        let child = command.spawn().map_err(|e| format!("flashside: {e}"))?;
         watchdog::watch(child.id());
         let mut daemon = Daemon {
+            group: Group::of(&child),
             child,
             mountpoint: self.mountpoint.clone(),
             log: self.log.clone(),
@@ -59,8 +63,18 @@ impl Launch {
 }
 
 impl Daemon {
+    /// The process that was started: the keeper.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// All its processes.
+    pub fn group(&self) -> &Group {
+        &self.group
+    }
+
+    pub fn mountpoint(&self) -> &Path {
+        &self.mountpoint
     }
 
     fn wait_for_mount(&mut self) -> Result<(), String> {
@@ -80,7 +94,7 @@ impl Daemon {
         Ok(())
     }
 
-    /// SIGKILL, and the dead mount is taken away lazily.
+    /// SIGKILL to all its processes, and the dead mount is taken away lazily.
     pub fn kill(self) {
         drop(self);
     }
@@ -114,13 +128,19 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.group.kill();
         watchdog::forget(self.child.id());
+        let _ = self.child.wait();
         if mounted(&self.mountpoint) {
             let _ = super::run("umount", &["-l", text(&self.mountpoint)]);
         }
     }
+}
+
+/// The binary under test.
+pub fn program() -> OsString {
+    let program = std::env::var_os("FLASHSIDE_BIN");
+    program.unwrap_or_else(|| env!("CARGO_BIN_EXE_flashside").into())
 }
 
 /// True while something is mounted exactly there.

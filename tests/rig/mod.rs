@@ -7,6 +7,8 @@
 
 pub mod buffer;
 pub mod daemon;
+#[path = "../world/group.rs"]
+pub mod group;
 pub mod rng;
 pub mod scratch;
 pub mod stamp;

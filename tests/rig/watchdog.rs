@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 static CHILDREN: Mutex<Vec<u32>> = Mutex::new(Vec::new());
 
-/// Kills `pid` when time is up. To be called before it is waited for.
+/// Kills the group that `pid` leads when time is up. To be called before it is waited for.
 pub fn watch(pid: u32) {
     CHILDREN.lock().expect("no panic while held").push(pid);
 }
 
-/// `pid` has ended.
+/// `pid` has ended; to be called before it is waited for.
 pub fn forget(pid: u32) {
     let mut children = CHILDREN.lock().expect("no panic while held");
     children.retain(|child| *child != pid);
@@ -26,8 +26,7 @@ pub fn start(limit: Duration) {
         }
         eprintln!("the test has taken more than {limit:?}: killing what it started");
         for child in CHILDREN.lock().expect("no panic while held").iter() {
-            // SAFETY: a signal to a child that has not been waited for; the number is still its own.
-            unsafe { libc::kill(*child as i32, libc::SIGKILL) };
+            super::group::send(*child as i32, libc::SIGKILL);
         }
         std::thread::sleep(Duration::from_secs(20));
         std::process::exit(101);

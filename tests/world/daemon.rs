@@ -1,4 +1,5 @@
-//! A running flashside: the child process, what it says, what it costs. Dropping it kills it.
+//! A running flashside: the child process and its servers, what they say, what they cost. Dropping it
+//! kills them all.
 
 use std::fs;
 use std::io::Read;
@@ -8,12 +9,13 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::janitor::die_with_parent;
+use super::group::Group;
 use super::{PATIENCE, is_mounted};
 
 /// A `flashside mount --foreground` in a child process.
 pub struct Daemon {
     child: Child,
+    group: Group,
     said: Arc<Mutex<Vec<u8>>>,
 }
 
@@ -23,13 +25,14 @@ impl Daemon {
         let parent = mountpoint.parent().expect("a mount point has a parent");
         let outside = fs::metadata(parent).expect("the parent exists").dev();
         command.stdin(Stdio::null()).stdout(Stdio::null());
-        die_with_parent(&mut command);
+        Group::lead(&mut command);
         let mut child = command
             .stderr(Stdio::piped())
             .spawn()
             .expect("flashside runs");
         let said = listen(&mut child);
-        let mut daemon = Daemon { child, said };
+        let group = Group::of(&child);
+        let mut daemon = Daemon { child, group, said };
         let start = Instant::now();
         let answers = || fs::metadata(mountpoint).is_ok_and(|meta| meta.dev() != outside);
         while !(is_mounted(mountpoint) && answers()) {
@@ -45,6 +48,7 @@ impl Daemon {
         Ok(daemon)
     }
 
+    /// The process that was started: the keeper.
     pub fn pid(&self) -> i32 {
         self.child.id() as i32
     }
@@ -55,15 +59,20 @@ impl Daemon {
         String::from_utf8_lossy(&said).into_owned()
     }
 
-    /// Sends a signal.
+    /// All its processes.
+    pub fn group(&self) -> &Group {
+        &self.group
+    }
+
+    /// Sends a signal to the process that was started.
     pub fn signal(&self, signal: i32) {
         // SAFETY: a child of ours, not waited for yet, so the pid is its own.
         unsafe { libc::kill(self.pid(), signal) };
     }
 
-    /// kill -9 and wait for its end.
+    /// kill -9 of all its processes, and wait for their end.
     pub fn kill9(mut self) {
-        self.signal(libc::SIGKILL);
+        self.group.kill();
         self.child.wait().expect("a killed child can be waited for");
     }
 
@@ -86,38 +95,31 @@ impl Daemon {
             "flashside ended {status}: {}",
             self.said()
         );
+        let left = self.group.members();
+        assert!(left.is_empty(), "processes {left:?} outlive it");
     }
 
-    /// Threads it has now.
+    /// Threads that all its processes have now.
     pub fn threads(&self) -> usize {
-        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid()));
-        tasks.map(|tasks| tasks.count()).unwrap_or(0)
+        self.group.threads()
     }
 
-    /// CPU time it used, user and system, in clock ticks.
+    /// CPU time that all its processes used, user and system, in clock ticks.
     pub fn cpu_ticks(&self) -> u64 {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("it runs");
-        let after_name = stat.rsplit_once(')').expect("a name in brackets").1;
-        let mut fields = after_name.split_whitespace().skip(11);
-        let mut next = || fields.next().and_then(|f| f.parse::<u64>().ok());
-        next().expect("utime") + next().expect("stime")
+        self.group.cpu_ticks()
     }
 
-    /// Resident memory, in bytes.
+    /// Resident memory of all its processes, in bytes; shared pages count for each.
     pub fn rss_bytes(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
-        let line = status.lines().find(|line| line.starts_with("VmRSS:"));
-        let kib = line.and_then(|line| line.split_whitespace().nth(1));
-        kib.and_then(|kib| kib.parse::<u64>().ok()).expect("VmRSS") << 10
+        self.group.sum_of("VmRSS") << 10
     }
 }
 
 impl Drop for Daemon {
+    /// Also where the child has ended by itself: a server may outlive it.
     fn drop(&mut self) {
-        if self.exit_status().is_none() {
-            let _ = self.child.kill();
-            let _ = self.child.wait();
-        }
+        self.group.kill();
+        let _ = self.child.wait();
     }
 }
 

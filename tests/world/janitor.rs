@@ -1,7 +1,8 @@
 //! Two guards for what `Drop` cannot reach. The watchdog aborts the mounts of a world that lives
 //! too long, so that threads which hang in them fail and the test ends. The janitor is a shell that
 //! waits for the end of this process and takes mounts and files away if `Drop` never ran (^C,
-//! kill -9 of the tests); the children themselves die with us by [`die_with_parent`].
+//! kill -9 of the tests); the children themselves die with us by [`die_with_parent`], a daemon's
+//! servers by the guard of its [`super::group::Group`].
 
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;

@@ -19,6 +19,7 @@
 pub mod daemon;
 pub mod faulty;
 pub mod files;
+pub mod group;
 pub mod janitor;
 pub mod loopfs;
 pub mod people;
@@ -245,7 +246,7 @@ impl World {
         self.daemon.as_ref().expect("started")
     }
 
-    /// kill -9, and the dead mount taken away.
+    /// kill -9 of the daemon with all its processes, and the dead mount taken away.
     pub fn kill9(&mut self) {
         self.daemon.take().expect("started").kill9();
         detach(&self.mountpoint());
@@ -288,6 +289,30 @@ impl World {
         found
             .unwrap_or_else(|| panic!("no image {name} in {status:#}"))
             .clone()
+    }
+
+    /// Waits until a standby is ready, where there will be one: from then on memory and threads are
+    /// what they will be.
+    pub fn wait_for_standby(&self) {
+        wait_until(PATIENCE, "a standby is ready", || {
+            self.status()["handover"] != "starting"
+        });
+    }
+
+    /// The process that serves; `None` without a keeper.
+    pub fn server(&self) -> Option<i32> {
+        let pid = self.status()["serving_pid"].as_i64()?;
+        let pid = i32::try_from(pid).ok()?;
+        (pid != self.daemon().pid()).then_some(pid)
+    }
+
+    /// kill -9 of the process that serves; returns at once. Its keeper starts another one.
+    pub fn kill_server(&self) {
+        let pid = self.server().expect("a keeper and a server");
+        let members = self.daemon().group().members();
+        assert!(members.contains(&pid), "{pid} is of the daemon's group");
+        // SAFETY: a plain system call; the process is of a group that this test started.
+        unsafe { libc::kill(pid, libc::SIGKILL) };
     }
 
     /// One counter of one image.

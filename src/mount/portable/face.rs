@@ -12,36 +12,19 @@ use std::time::SystemTime;
 
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, INodeNo,
-    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier,
+    IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier,
     RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry,
     ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
     TimeOrNow, WriteFlags,
 };
 
 use super::attr::set_time;
-use super::replies;
+use super::{negotiate, replies};
+use crate::mount::again::Making;
 use crate::mount::core::Core;
-use crate::store::{Caller, SetAttr};
-
-/// Largest request, in bytes.
-const REQUEST_BYTES_MAX: u32 = 1 << 20;
-/// Requests that may wait at once, of those the kernel counts (asynchronous direct I/O). Many,
-/// because those stuck on a hanging store must not stop reads of what is resident.
-const BACKGROUND_MAX: u16 = 16384;
-
-/// Files for passthrough lie on a filesystem that is not stacked on another.
-const STACK_DEPTH: u32 = 1;
-
-/// What we ask the kernel for, each only where offered. Never FUSE_WRITEBACK_CACHE (writes must
-/// reach us when they are made) nor FUSE_OVER_IO_URING (fuser does not speak it).
-const CAPABILITIES: [InitFlags; 6] = [
-    InitFlags::FUSE_ASYNC_DIO,
-    InitFlags::FUSE_PARALLEL_DIROPS,
-    InitFlags::FUSE_POSIX_ACL,
-    InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
-    InitFlags::FUSE_MAX_PAGES,
-    InitFlags::FUSE_DONT_MASK,
-];
+use crate::mount::once::Once;
+use crate::store::dir::attr::kind;
+use crate::store::{Caller, Kind, SetAttr};
 
 /// fuser's view of a mount.
 pub struct Face {
@@ -66,34 +49,9 @@ impl Face {
 
 impl Filesystem for Face {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        for capability in CAPABILITIES {
-            if config.add_capabilities(capability).is_err() {
-                log::debug!("the kernel does not offer {capability:?}");
-            }
-        }
-        if self.core.planes.auto {
-            let offered = config
-                .add_capabilities(InitFlags::FUSE_PASSTHROUGH)
-                .is_ok_and(|()| config.set_max_stack_depth(STACK_DEPTH).is_ok());
-            self.core.planes.negotiated(offered);
-        }
-        let refused = config
-            .set_max_write(REQUEST_BYTES_MAX)
-            .and(
-                config
-                    .set_max_background(BACKGROUND_MAX)
-                    .map(u32::from)
-                    .map_err(u32::from),
-            )
-            .and(
-                config
-                    .set_congestion_threshold(BACKGROUND_MAX)
-                    .map(u32::from)
-                    .map_err(u32::from),
-            );
-        refused
-            .map(drop)
-            .map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
+        let agreed = negotiate::ask(config, self.core.planes.auto)?;
+        self.core.planes.negotiated(agreed.passthrough);
+        Ok(())
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
@@ -163,13 +121,14 @@ impl Filesystem for Face {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        let who = self.who(request);
+        let asked = (self.who(request), Once::never_again());
         let place = (parent.0, name.to_owned());
+        let making = Making::Kind(kind(mode));
         let reply = replies::entry(reply);
         self.core
-            .make("mknod", place, reply, move |core, dir, name| {
-                let mode = core.masked(&who, dir, mode, umask);
-                core.store.make_node(&who, &dir.node, name, mode, rdev)
+            .make(asked, making, place, reply, move |core, who, dir, name| {
+                let mode = core.masked(who, dir, mode, umask);
+                core.store.make_node(who, &dir.node, name, mode, rdev)
             });
     }
 
@@ -182,26 +141,37 @@ impl Filesystem for Face {
         umask: u32,
         reply: ReplyEntry,
     ) {
-        let who = self.who(request);
+        let asked = (self.who(request), Once::never_again());
         let place = (parent.0, name.to_owned());
+        let making = Making::Kind(Kind::Dir);
         let reply = replies::entry(reply);
         self.core
-            .make("mkdir", place, reply, move |core, dir, name| {
-                let permissions = core.masked(&who, dir, mode & 0o7777, umask);
-                core.store.make_dir(&who, &dir.node, name, permissions)
+            .make(asked, making, place, reply, move |core, who, dir, name| {
+                let permissions = core.masked(who, dir, mode & 0o7777, umask);
+                core.store.make_dir(who, &dir.node, name, permissions)
             });
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let who = self.who(request);
-        self.core
-            .unlink(who, parent.0, name.into(), replies::empty(reply));
+        self.core.unlink(
+            who,
+            parent.0,
+            name.into(),
+            Once::never_again(),
+            replies::empty(reply),
+        );
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let who = self.who(request);
-        self.core
-            .remove_dir(who, parent.0, name.into(), replies::empty(reply));
+        self.core.remove_dir(
+            who,
+            parent.0,
+            name.into(),
+            Once::never_again(),
+            replies::empty(reply),
+        );
     }
 
     fn symlink(
@@ -212,13 +182,14 @@ impl Filesystem for Face {
         target: &Path,
         reply: ReplyEntry,
     ) {
-        let who = self.who(request);
+        let asked = (self.who(request), Once::never_again());
         let target = target.as_os_str().to_owned();
         let place = (parent.0, name.to_owned());
+        let making = Making::Symlink(target.clone());
         let reply = replies::entry(reply);
         self.core
-            .make("symlink", place, reply, move |core, dir, name| {
-                core.store.make_symlink(&who, &dir.node, name, &target)
+            .make(asked, making, place, reply, move |core, who, dir, name| {
+                core.store.make_symlink(who, &dir.node, name, &target)
             });
     }
 
@@ -234,8 +205,14 @@ impl Filesystem for Face {
     ) {
         let who = self.who(request);
         let (from, to) = ((parent.0, name.into()), (new_parent.0, new_name.into()));
-        self.core
-            .rename(who, from, to, flags.bits(), replies::empty(reply));
+        self.core.rename(
+            who,
+            from,
+            to,
+            flags.bits(),
+            Once::never_again(),
+            replies::empty(reply),
+        );
     }
 
     fn link(
@@ -251,13 +228,20 @@ impl Filesystem for Face {
             who,
             nodeid.0,
             (new_parent.0, new_name.into()),
+            Once::never_again(),
             replies::entry(reply),
         );
     }
 
     fn open(&self, request: &Request, nodeid: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let who = self.who(request);
-        self.core.open(who, nodeid.0, flags.0, replies::file(reply));
+        self.core.open(
+            who,
+            nodeid.0,
+            flags.0,
+            Once::never_again(),
+            replies::file(reply),
+        );
     }
 
     fn read(
@@ -331,7 +315,8 @@ impl Filesystem for Face {
 
     fn opendir(&self, request: &Request, nodeid: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         let who = self.who(request);
-        self.core.open_dir(who, nodeid.0, replies::dir(reply));
+        self.core
+            .open_dir(who, nodeid.0, Once::never_again(), replies::dir(reply));
     }
 
     fn readdir(
@@ -387,8 +372,13 @@ impl Filesystem for Face {
     ) {
         let who = self.who(request);
         let change = (name.to_owned(), value.to_vec(), flags);
-        self.core
-            .set_xattr(who, nodeid.0, change, replies::empty(reply));
+        self.core.set_xattr(
+            who,
+            nodeid.0,
+            change,
+            Once::never_again(),
+            replies::empty(reply),
+        );
     }
 
     fn getxattr(
@@ -412,8 +402,13 @@ impl Filesystem for Face {
 
     fn removexattr(&self, request: &Request, nodeid: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let who = self.who(request);
-        self.core
-            .remove_xattr(who, nodeid.0, name.into(), replies::empty(reply));
+        self.core.remove_xattr(
+            who,
+            nodeid.0,
+            name.into(),
+            Once::never_again(),
+            replies::empty(reply),
+        );
     }
 
     /// The kernel checks permissions itself (default_permissions) and does not ask.
@@ -438,6 +433,7 @@ impl Filesystem for Face {
             (parent.0, name.into()),
             permissions,
             flags,
+            Once::never_again(),
             replies::created(reply),
         );
     }

@@ -3,94 +3,97 @@
 
 mod attr;
 mod face;
+mod negotiate;
 mod replies;
 
 use std::ffi::OsStr;
 use std::io;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
 use fuser::{BackgroundSession, INodeNo, MountOption, Notifier, SessionACL};
 
 use self::face::Face;
+use self::negotiate::Negotiator;
 use super::core::Core;
 use super::kernel::Kernel;
-use super::session::Session;
 use crate::config::Config;
+use crate::handover::Negotiated;
 
 /// How often the end of fuser's last thread is looked for, once it is due.
 const END_POLL: Duration = Duration::from_millis(1);
 
-/// A mount that the kernel has agreed to and nobody serves yet.
-pub struct Mounted {
-    session: fuser::Session<Face>,
+/// A mount that the kernel has agreed to, for others to serve. What fuser keeps for unmounting is left
+/// alone: it would unmount by path, and by then something else may be mounted there.
+pub struct Connection {
+    session: ManuallyDrop<fuser::Session<Negotiator>>,
+    /// What INIT led to.
+    pub negotiated: Negotiated,
+}
+
+impl Connection {
+    /// Mounts and negotiates. Fails where the mount is refused.
+    pub fn new(config: &Config) -> io::Result<Connection> {
+        let agreed = Arc::new(OnceLock::new());
+        let negotiator = Negotiator::new(config.passthrough, agreed.clone());
+        let session = fuser::Session::new(negotiator, &config.mountpoint, &options(config))?;
+        Ok(Connection {
+            session: ManuallyDrop::new(session),
+            negotiated: agreed.get().copied().unwrap_or_default(),
+        })
+    }
+
+    /// A descriptor of the connection.
+    pub fn device(&self) -> BorrowedFd<'_> {
+        self.session.as_fd()
+    }
+}
+
+/// A mount that fuser serves with its own threads.
+pub struct Portable {
+    session: ManuallyDrop<BackgroundSession>,
+    device: OwnedFd,
     ended: Receiver<()>,
 }
 
-/// A mount that is served.
-pub enum Serving {
-    /// By our own session. What fuser keeps for unmounting is left alone: it would unmount by path, and
-    /// by then something else may be mounted there.
-    Own(Session, ManuallyDrop<fuser::Session<Face>>),
-    /// By fuser's.
-    Portable(ManuallyDrop<BackgroundSession>, Receiver<()>),
-}
-
-impl Mounted {
-    /// Mounts and negotiates. Fails where the mount is refused.
-    pub fn new(config: &Config, core: Arc<Core>) -> io::Result<Mounted> {
+impl Portable {
+    /// Mounts, negotiates and serves. Fails where the mount is refused.
+    pub fn start(config: &Config, core: &Arc<Core>) -> io::Result<Portable> {
         let (ending, ended) = channel();
-        let face = Face::new(core, ending);
-        let session = fuser::Session::new(face, &config.mountpoint, &session_config(config))?;
-        Ok(Mounted { session, ended })
+        let face = Face::new(core.clone(), ending);
+        let session = fuser::Session::new(face, &config.mountpoint, &options(config))?;
+        Ok(Portable {
+            device: session.as_fd().try_clone_to_owned()?,
+            session: ManuallyDrop::new(session.spawn()?),
+            ended,
+        })
     }
 
     /// A descriptor of the connection.
     pub fn device(&self) -> io::Result<OwnedFd> {
-        self.session.as_fd().try_clone_to_owned()
+        self.device.try_clone()
     }
 
-    /// Begins to serve, as the configuration asks.
-    pub fn serve(self, config: &Config, core: &Arc<Core>) -> io::Result<Serving> {
-        if config.portable_session {
-            let session = ManuallyDrop::new(self.session.spawn()?);
-            return Ok(Serving::Portable(session, self.ended));
-        }
-        let threads = config.fuse_threads.max(1);
-        let own = Session::start(core, self.session.as_fd(), threads, config.io_uring)?;
-        Ok(Serving::Own(own, ManuallyDrop::new(self.session)))
-    }
-}
-
-impl Serving {
     /// The way to tell the kernel something.
     pub fn kernel(&self) -> Arc<dyn Kernel> {
-        match self {
-            Serving::Own(session, _) => session.kernel(),
-            Serving::Portable(session, _) => Arc::new(session.notifier()),
-        }
+        Arc::new(self.session.notifier())
     }
 
     /// Waits until the mount is gone and its last thread has ended.
     pub fn wait(self) {
-        match self {
-            Serving::Own(session, _fusers) => session.wait(),
-            Serving::Portable(session, ended) => {
-                let _ = ended.recv(); // an error: the sender was dropped with the last thread
-                while !session.guard.is_finished() {
-                    thread::sleep(END_POLL);
-                }
-            }
+        let _ = self.ended.recv(); // an error: the sender was dropped with the last thread
+        while !self.session.guard.is_finished() {
+            thread::sleep(END_POLL);
         }
     }
 }
 
-fn session_config(config: &Config) -> fuser::Config {
+fn options(config: &Config) -> fuser::Config {
     // SAFETY: geteuid takes nothing and cannot fail.
     let is_root = unsafe { libc::geteuid() } == 0;
     let mut session = fuser::Config::default();

@@ -7,7 +7,7 @@ use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::io::{IoSlice, Write};
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 
@@ -86,6 +86,16 @@ impl Device {
         self.file.as_raw_fd()
     }
 
+    /// Asks the kernel to send again every request that was taken and not answered.
+    pub fn resend(&self) -> io::Result<()> {
+        self.notify(notify::RESEND, [&[], &[], &[]])
+    }
+
+    /// To be held or handed on.
+    pub fn into_fd(self) -> OwnedFd {
+        self.file.into()
+    }
+
     fn notify(&self, number: i32, pieces: [&[u8]; 3]) -> io::Result<()> {
         let body: usize = pieces.iter().map(|piece| piece.len()).sum();
         let head = OutHeader {
@@ -103,6 +113,15 @@ impl Device {
 fn note(sent: io::Result<usize>) {
     if let Err(error) = sent {
         log::debug!("the kernel does not take a reply: {error}");
+    }
+}
+
+impl From<OwnedFd> for Device {
+    /// A descriptor of the connection that never blocks.
+    fn from(descriptor: OwnedFd) -> Device {
+        Device {
+            file: descriptor.into(),
+        }
     }
 }
 

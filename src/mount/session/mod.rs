@@ -17,11 +17,11 @@ mod wire;
 mod worker;
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-use self::device::Device;
+pub use self::device::Device;
 use self::turns::Turns;
 use self::worker::Worker;
 use super::core::Core;
@@ -38,25 +38,29 @@ pub struct Session {
 }
 
 impl Session {
-    /// Serves the connection that `mounted` belongs to, on `threads` threads. With `ring` flash is read
-    /// through io_uring where the system allows it.
+    /// Serves the connection of `devices`: a thread takes requests from each but the last, which is there
+    /// to tell the kernel something. With `resend` the kernel is asked first to send again what a server
+    /// before has not answered. With `ring` flash is read through io_uring where the system allows it.
     pub fn start(
         core: &Arc<Core>,
-        mounted: BorrowedFd<'_>,
-        threads: usize,
+        devices: Vec<OwnedFd>,
         ring: bool,
+        resend: bool,
     ) -> io::Result<Session> {
+        let mut devices: Vec<Device> = devices.into_iter().map(Device::from).collect();
+        let kernel = devices.pop().ok_or(io::ErrorKind::InvalidInput)?;
+        if resend {
+            kernel.resend()?;
+        }
         let overlaps = ring && crate::io::engine::ring_works();
         let helpers = match overlaps {
             true => HELPERS_WITH_RING,
-            false => threads - 1,
+            false => devices.len().saturating_sub(1),
         };
         let turns = Arc::new(Turns::new(helpers));
-        let kernel = Arc::new(Device::clone_of(mounted)?);
         let mut workers = Vec::new();
-        for number in 0..threads {
+        for (number, device) in devices.into_iter().enumerate() {
             let (core, turns) = (core.clone(), turns.clone());
-            let device = Device::clone_of(mounted)?;
             let worker = thread::Builder::new()
                 .name(format!("fuse-{number}"))
                 .spawn(move || match Worker::new(core, device, turns, overlaps) {
@@ -67,7 +71,7 @@ impl Session {
         }
         Ok(Session {
             threads: workers,
-            kernel,
+            kernel: Arc::new(kernel),
         })
     }
 

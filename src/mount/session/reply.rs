@@ -1,5 +1,8 @@
 //! Replies: what operations answer, in the kernel's words.
 //!
+//! A request that must not be carried out twice is guarded until its reply is out: then the kernel will not
+//! send it again.
+//!
 //! *Invariant*: every request that wants a reply gets one: a [`Reply`] that is dropped unsent says EIO.
 
 use std::os::unix::ffi::OsStrExt;
@@ -14,6 +17,7 @@ use super::wire::{
 };
 use crate::image::ReadDone;
 use crate::mount::answer::{Answer, Entry, Listed, ListedName, Opened, Shown, TTL, Value, errno};
+use crate::mount::once::Once;
 use crate::store::{Error, Kind, Result, StatFs};
 
 /// The way back for one request.
@@ -21,6 +25,8 @@ pub struct Reply {
     device: Arc<Device>,
     unique: u64,
     sent: bool,
+    /// Kept until the reply is out.
+    once: Once,
 }
 
 impl Reply {
@@ -29,7 +35,14 @@ impl Reply {
             device: device.clone(),
             unique,
             sent: false,
+            once: Once::never_again(),
         }
+    }
+
+    /// The reply to a request that must not be carried out twice.
+    pub fn guarded(mut self, once: &Once) -> Reply {
+        self.once = once.clone();
+        self
     }
 
     /// What the kernel calls the request.
@@ -88,7 +101,10 @@ impl Reply {
     }
 
     pub fn entry(self) -> Answer<Entry> {
-        self.with(|reply, entry| reply.word(&entry_out(&entry)))
+        self.with(|reply, entry: Entry| {
+            reply.once.gives(entry.shown.nodeid);
+            reply.word(&entry_out(&entry));
+        })
     }
 
     pub fn attr(self) -> Answer<Shown> {
@@ -116,7 +132,8 @@ impl Reply {
     }
 
     pub fn created(self) -> Answer<(Entry, Opened)> {
-        self.with(|reply, (entry, opened)| {
+        self.with(|reply, (entry, opened): (Entry, Opened)| {
+            reply.once.gives(entry.shown.nodeid);
             reply.word(&CreateOut {
                 entry: entry_out(&entry),
                 open: file_out(&opened),

@@ -71,6 +71,7 @@ pub mod fattr {
 pub mod notify {
     pub const INVAL_INODE: i32 = 2;
     pub const INVAL_ENTRY: i32 = 3;
+    pub const RESEND: i32 = 7;
 }
 
 macro_rules! asked {

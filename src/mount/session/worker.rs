@@ -20,6 +20,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use log::Level;
 use zerocopy::IntoBytes;
 
 use super::device::{Device, Received};
@@ -32,8 +33,10 @@ use super::wire::{InHeader, ReadIn, WRITE_HEAD_BYTES, WRITE_KILL_SUIDGID, WriteI
 use crate::image::{Begun, Hit, PendingRead};
 use crate::io::sync::read_now;
 use crate::io::{Buffer, Engine, Read};
+use crate::logs;
 use crate::mount::answer::errno;
 use crate::mount::core::Core;
+use crate::mount::once::is_sent_again;
 use crate::store::Error;
 
 /// Requests taken in one round.
@@ -196,19 +199,24 @@ impl Worker {
         let served = catch_unwind(AssertUnwindSafe(|| match Request::parse(bytes) {
             Some(request) => self.take_on(request),
             None => {
-                log::error!("the kernel sent a request that is not whole");
+                let line = || "the kernel sent a request that is not whole".to_owned();
+                logs::say(Level::Error, "request", "", line);
                 (None, Went::Busy)
             }
         }));
         self.request = buffer;
         served.unwrap_or_else(|_| {
-            log::error!("an operation panicked; its caller gets EIO");
+            let line = || "an operation panicked; its caller gets EIO".to_owned();
+            logs::say(Level::Error, "panic", "", line);
             (None, Went::Busy)
         })
     }
 
     fn take_on(&mut self, mut request: Request<'_>) -> (Option<UnderWay>, Went) {
         let header = request.header;
+        if is_sent_again(header.unique) {
+            self.core.legacy.ledger.resent();
+        }
         let reply = Reply::new(&self.device, header.unique);
         match header.opcode {
             opcode::READ => match request.take::<ReadIn>() {

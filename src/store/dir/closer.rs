@@ -32,6 +32,11 @@ impl Closer {
         self.close(std::mem::replace(fd, self.nothing.clone()));
     }
 
+    /// A descriptor of nothing in particular, for a place that has none yet.
+    pub fn nothing(&self) -> Arc<OwnedFd> {
+        self.nothing.clone()
+    }
+
     /// Drops `fd` there; does not wait.
     pub fn close(&self, fd: Arc<OwnedFd>) {
         // The thread only ends when nobody can call this any more.

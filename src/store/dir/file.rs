@@ -183,6 +183,10 @@ impl StoreFile for DirFile {
         self.run(|from| calls::copy_range((from, from_offset), (to.as_fd(), to_offset), length))
     }
 
+    fn descriptor(&self) -> Option<Arc<OwnedFd>> {
+        Some(self.fd.lock().clone())
+    }
+
     fn as_any(&self) -> &dyn Any {
         self
     }

@@ -3,18 +3,22 @@
 //! The descriptor follows the object through renames. The place (parent and name) only serves to
 //! find the object again when the filesystem below went away and came back ([`super::tree`]).
 //!
-//! *Invariant*: the descriptor always refers to the object `id`.
+//! A node that an earlier process has known begins without a descriptor: it is found when it is first
+//! used, by its file handle or by its place.
+//!
+//! *Invariant*: the descriptor of a node that is found always refers to the object `id`.
 //! *Locking*: `fd` and `place` are held for a copy or a swap, never together, never across a call.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
 use super::closer::Closer;
 use super::tree::Index;
+use crate::store::identity::Identity;
 use crate::store::{ImageId, Kind};
 
 /// An object of the store.
@@ -24,9 +28,13 @@ pub struct DirNode {
     id: OnceLock<ImageId>,
     kind: Kind,
     fd: Mutex<Arc<OwnedFd>>,
-    /// None for the root.
+    /// None for the root, or unknown.
     place: Mutex<Option<Place>>,
     is_root: bool,
+    /// The descriptor is there.
+    is_found: AtomicBool,
+    /// By which the object is found again, also by another process.
+    handle: Option<Arc<[u8]>>,
     /// Writes begun, and how many of them an fsync has covered.
     writes: AtomicU64,
     synced: AtomicU64,
@@ -52,6 +60,8 @@ impl DirNode {
             fd: Mutex::new(Arc::new(fd)),
             place: Mutex::new(None),
             is_root: true,
+            is_found: AtomicBool::new(true),
+            handle: None,
             writes: AtomicU64::new(0),
             synced: AtomicU64::new(0),
             losses: AtomicU64::new(0),
@@ -62,26 +72,37 @@ impl DirNode {
 
     /// A child of `parent`.
     pub fn child(
-        id: ImageId,
+        identity: Identity,
         kind: Kind,
         fd: OwnedFd,
         parent: &Arc<DirNode>,
         name: &OsStr,
     ) -> Self {
+        let place = Place {
+            parent: parent.clone(),
+            name: name.to_owned(),
+        };
+        let mut node = DirNode::carried(identity, kind, Some(place), parent);
+        *node.fd.get_mut() = Arc::new(fd);
+        *node.is_found.get_mut() = true;
+        node
+    }
+
+    /// What another process has known: not found yet. `root` is the store's root, or any other node.
+    pub fn carried(identity: Identity, kind: Kind, place: Option<Place>, root: &DirNode) -> Self {
         DirNode {
-            id: OnceLock::from(id),
+            id: OnceLock::from(identity.id),
             kind,
-            fd: Mutex::new(Arc::new(fd)),
-            place: Mutex::new(Some(Place {
-                parent: parent.clone(),
-                name: name.to_owned(),
-            })),
+            fd: Mutex::new(root.closer.nothing()),
+            place: Mutex::new(place),
             is_root: false,
+            is_found: AtomicBool::new(false),
+            handle: identity.handle,
             writes: AtomicU64::new(0),
             synced: AtomicU64::new(0),
             losses: AtomicU64::new(0),
-            closer: parent.closer.clone(),
-            index: parent.index.clone(),
+            closer: root.closer.clone(),
+            index: root.index.clone(),
         }
     }
 
@@ -103,6 +124,16 @@ impl DirNode {
         self.is_root
     }
 
+    /// Whether the descriptor is there.
+    pub fn is_found(&self) -> bool {
+        self.is_found.load(Ordering::Acquire)
+    }
+
+    /// The file handle, where there is one that can be opened.
+    pub fn handle(&self) -> Option<&Arc<[u8]>> {
+        self.handle.as_ref()
+    }
+
     /// The descriptor of the moment.
     pub fn fd(&self) -> Arc<OwnedFd> {
         self.fd.lock().clone()
@@ -112,7 +143,7 @@ impl DirNode {
         &self.closer
     }
 
-    /// Where the object was last seen; None for the root.
+    /// Where the object was last seen; None for the root, and for what was carried without a place.
     pub fn place(&self) -> Option<Place> {
         self.place.lock().clone()
     }
@@ -138,6 +169,7 @@ impl DirNode {
             self.losses.fetch_add(1, Ordering::AcqRel);
         }
         let before = std::mem::replace(&mut *self.fd.lock(), Arc::new(fd));
+        self.is_found.store(true, Ordering::Release);
         self.closer.close(before);
     }
 

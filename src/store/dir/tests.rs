@@ -225,3 +225,134 @@ fn side_files_are_not_looked_for_through_links() {
         0
     );
 }
+
+/// As another process would: a store opened anew, and what a node of the first is to it.
+fn carried(rig: &Rig, name: &str, with_token: bool) -> (DirStore, Node, ImageId) {
+    let root = rig.store.root();
+    let (node, attr) = rig.look(&root, name).expect("lookup");
+    let next = DirStore::open(rig.dir.path()).expect("open");
+    let token = rig.store.token(&node).filter(|_| with_token);
+    let token = token.as_deref().unwrap_or_default();
+    let root = next.root();
+    let place = Some((&root, OsStr::new(name)));
+    let carried = next.node_of(attr.id, attr.kind, token, place);
+    (next, carried.expect("a node"), attr.id)
+}
+
+/// Whether open_by_handle_at(2) can be used here.
+fn has_handles(rig: &Rig) -> bool {
+    std::fs::write(rig.path("probe"), b"").expect("write");
+    let (node, _) = rig.look(&rig.store.root(), "probe").expect("lookup");
+    let anchor = std::fs::File::open(rig.dir.path()).expect("open");
+    let opened = (rig.store.token(&node))
+        .map(|token| crate::store::identity::open_handle(anchor.as_fd(), &token));
+    let works = matches!(opened, Some(Ok(_)));
+    if !works {
+        println!("skipped: no file handles here");
+    }
+    works
+}
+
+#[test]
+fn an_object_is_found_by_its_token_wherever_it_was_renamed_to() {
+    let rig = Rig::new();
+    if !has_handles(&rig) {
+        return;
+    }
+    std::fs::create_dir(rig.path("dir")).expect("mkdir");
+    std::fs::write(rig.path("dir/image"), b"four").expect("write");
+    let (next, dir, dir_id) = carried(&rig, "dir", true);
+    std::fs::rename(rig.path("dir"), rig.path("elsewhere")).expect("rename");
+    let (image, attr) = (next.lookup(&rig.who, &dir, OsStr::new("image"))).expect("lookup");
+    assert_eq!(attr.size_bytes, 4);
+    assert_eq!(next.attr(&rig.who, &dir).expect("attr").id, dir_id);
+    assert_eq!(next.attr(&rig.who, &image).expect("attr").size_bytes, 4);
+}
+
+#[test]
+fn without_a_token_an_object_is_found_in_its_place_if_it_is_still_the_same() {
+    let rig = Rig::new();
+    for name in ["stays", "goes", "returns"] {
+        std::fs::write(rig.path(name), b"").expect("write");
+    }
+    let (next, stays, id) = carried(&rig, "stays", false);
+    assert_eq!(next.attr(&rig.who, &stays).expect("attr").id, id);
+    let (next, goes, _) = carried(&rig, "goes", false);
+    std::fs::remove_file(rig.path("goes")).expect("remove");
+    assert_eq!(errno(next.attr(&rig.who, &goes)), libc::ESTALE);
+    let (next, returns, _) = carried(&rig, "returns", false);
+    std::fs::remove_file(rig.path("returns")).expect("remove");
+    std::fs::write(rig.path("returns"), b"another").expect("write");
+    assert_eq!(errno(next.attr(&rig.who, &returns)), libc::ESTALE);
+    assert!(
+        next.lookup(&rig.who, &next.root(), OsStr::new("returns"))
+            .is_ok()
+    );
+}
+
+#[test]
+fn a_removed_object_is_stale_by_its_token_also_when_its_name_is_used_again() {
+    let rig = Rig::new();
+    if !has_handles(&rig) {
+        return;
+    }
+    std::fs::write(rig.path("image"), b"old").expect("write");
+    let (node, attr) = rig.look(&rig.store.root(), "image").expect("lookup");
+    let token = rig.store.token(&node).expect("a token");
+    drop(node);
+    std::fs::remove_file(rig.path("image")).expect("remove");
+    std::fs::write(rig.path("image"), b"new").expect("write");
+    let is_stale = || {
+        let next = DirStore::open(rig.dir.path()).expect("open");
+        let image = next.node_of(attr.id, attr.kind, &token, None);
+        let asked = next.attr(&rig.who, &image.expect("a node"));
+        asked.is_err_and(|error| error.errno() == libc::ESTALE)
+    };
+    // Descriptors are closed by a thread of their own, and until then the old object is there.
+    let patience = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while !is_stale() {
+        assert!(std::time::Instant::now() < patience, "still found");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_carried_object_that_is_looked_up_is_the_same_node_and_found_by_that() {
+    let rig = Rig::new();
+    std::fs::write(rig.path("image"), b"").expect("write");
+    let (next, image, _) = carried(&rig, "image", false);
+    std::fs::rename(rig.path("image"), rig.path("other")).expect("rename");
+    let found = next.lookup(&rig.who, &next.root(), OsStr::new("other"));
+    assert!(Arc::ptr_eq(&found.expect("lookup").0.0, &image.0));
+    assert!(next.attr(&rig.who, &image).is_ok());
+}
+
+#[test]
+fn an_open_file_goes_on_in_another_process_also_without_a_name() {
+    let rig = Rig::new();
+    let mode = OpenMode {
+        read: true,
+        write: true,
+        sync: false,
+    };
+    std::fs::write(rig.path("image"), b"content").expect("write");
+    std::fs::write(rig.path("another"), b"").expect("write");
+    let (node, _) = rig.look(&rig.store.root(), "image").expect("lookup");
+    let file = rig.store.open(&rig.who, &node, mode).expect("open");
+    let held = || {
+        let descriptor = file.descriptor().expect("a descriptor");
+        descriptor.try_clone().expect("dup")
+    };
+    let (next, image, _) = carried(&rig, "image", true);
+    let (_, another, _) = carried(&rig, "another", true);
+    std::fs::remove_file(rig.path("image")).expect("remove");
+    let adopted = next.adopt_file(&rig.who, &image, mode, held());
+    let adopted = adopted.expect("the same file");
+    adopted.write_at(b"goes on", 0).expect("write");
+    let mut content = [0; 7];
+    assert_eq!(file.read_at(&mut content, 0).expect("read"), 7);
+    assert_eq!(&content, b"goes on");
+    assert_eq!(next.attr(&rig.who, &image).expect("attr").nlink, 0);
+    let wrong = next.adopt_file(&rig.who, &another, mode, held());
+    assert_eq!(errno(wrong), libc::ESTALE);
+}

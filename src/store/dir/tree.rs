@@ -5,6 +5,9 @@
 //! ESHUTDOWN. The object is then looked for from the root by its last known place, taken only if
 //! its id is the same, and the call is tried once more. Otherwise the first error stands.
 //!
+//! A node that another process has known is looked for before its first use: by its file handle, as the
+//! daemon, which had it open before; else by its place.
+//!
 //! *Locking*: the index is held for a lookup or an insertion; nothing is dropped under it.
 
 use std::collections::HashMap;
@@ -20,9 +23,9 @@ use super::attr::{attr, kind};
 use super::caller::Process;
 use super::calls;
 use super::closer::Closer;
-use super::node::DirNode;
-use crate::store::identity::{Filesystem, image_id};
-use crate::store::{Attr, Caller, ImageId, Result};
+use super::node::{DirNode, Place};
+use crate::store::identity::{Filesystem, Identity, identity, image_id, open_handle};
+use crate::store::{Attr, Caller, ImageId, Kind, Result};
 
 /// Deeper than this nothing is looked for again: PATH_MAX allows no deeper path.
 const DEPTH_MAX: usize = 2048;
@@ -43,6 +46,8 @@ pub struct Tree {
     index: Arc<Index>,
     /// Forgotten when the root comes back: a FUSE store has another device number then.
     root_facts: Mutex<Option<RootFacts>>,
+    /// The root, open for reading, as handles are opened by; once it was needed.
+    anchor: Mutex<Option<Arc<OwnedFd>>>,
 }
 
 impl Index {
@@ -84,6 +89,7 @@ impl Tree {
             root: Arc::new(DirNode::root(fd, Closer::start()?, index.clone())),
             index,
             root_facts: Mutex::new(None),
+            anchor: Mutex::new(None),
         })
     }
 
@@ -107,7 +113,15 @@ impl Tree {
         nodes: &[&Arc<DirNode>],
         call: impl Fn() -> io::Result<T>,
     ) -> Result<T> {
+        for node in nodes.iter().filter(|node| !node.is_found()) {
+            if let Err(error) = self.find_by_handle(node) {
+                log::debug!("an object is not found by its handle: {error}");
+            }
+        }
         let _as_caller = self.process.act_as(who)?;
+        for node in nodes.iter().filter(|node| !node.is_found()) {
+            self.find_again(node).map_err(|_| stale())?;
+        }
         let result = call();
         match result {
             Err(error) if went_away(&error) => {
@@ -130,12 +144,13 @@ impl Tree {
         name: &OsStr,
     ) -> io::Result<(Arc<DirNode>, Attr)> {
         let stat = calls::stat(fd.as_fd(), 0)?;
-        let id = image_id(fd.as_fd(), &stat, self.root_facts())?;
+        let identity = identity(fd.as_fd(), &stat, self.root_facts())?;
+        let id = identity.id;
         let node = match self.index.get(id) {
             Some(node) => self.refresh(node, id, fd),
             None => {
                 let kind = kind(u32::from(stat.stx_mode));
-                let node = DirNode::child(id, kind, fd, parent, name);
+                let node = DirNode::child(identity, kind, fd, parent, name);
                 self.index.insert(id, node)
             }
         };
@@ -146,10 +161,49 @@ impl Tree {
     /// Where ids have no tag, an inode number may be used again while its old node is still in
     /// use; the old object then cannot be asked any more and the node means the new one.
     fn refresh(&self, node: Arc<DirNode>, id: ImageId, fd: OwnedFd) -> Arc<DirNode> {
-        if id.tag == 0 && calls::stat(node.fd().as_fd(), 0).is_err() {
+        let is_lost = || id.tag == 0 && calls::stat(node.fd().as_fd(), 0).is_err();
+        if !node.is_found() || is_lost() {
             node.came_back_as(fd);
         }
         node
+    }
+
+    /// The node of what another process has known, in use already or not found yet.
+    pub fn carry(&self, identity: Identity, kind: Kind, place: Option<Place>) -> Arc<DirNode> {
+        let id = identity.id;
+        self.index.get(id).unwrap_or_else(|| {
+            let node = DirNode::carried(identity, kind, place, &self.root);
+            self.index.insert(id, node)
+        })
+    }
+
+    /// Opens a node that was carried by its file handle, with the rights of this thread.
+    fn find_by_handle(&self, node: &DirNode) -> io::Result<()> {
+        let handle = node.handle().ok_or_else(stale)?;
+        let fd = open_handle(self.anchor()?.as_fd(), handle)?;
+        self.find_as(node, fd, 0)
+    }
+
+    /// `fd`, an O_PATH descriptor, is what a carried node refers to; ESTALE if it is something else.
+    /// `flags` as for statx(2).
+    pub fn find_as(&self, node: &DirNode, fd: OwnedFd, flags: i32) -> io::Result<()> {
+        let stat = calls::stat(fd.as_fd(), flags)?;
+        let found = image_id(fd.as_fd(), &stat, self.root_facts())?;
+        if node.id() != Some(found) {
+            return Err(stale());
+        }
+        node.came_back_as(fd);
+        Ok(())
+    }
+
+    fn anchor(&self) -> io::Result<Arc<OwnedFd>> {
+        if let Some(anchor) = self.anchor.lock().clone() {
+            return Ok(anchor);
+        }
+        let flags = libc::O_RDONLY | libc::O_DIRECTORY;
+        let anchor = Arc::new(calls::reopen(self.root.fd().as_fd(), flags)?);
+        *self.anchor.lock() = Some(anchor.clone());
+        Ok(anchor)
     }
 
     /// The id of `node` and its attributes.
@@ -195,7 +249,8 @@ impl Tree {
 
     fn reopen(&self, node: &Arc<DirNode>) -> io::Result<()> {
         let fd = match node.place() {
-            None => open_root(&self.path)?,
+            None if node.is_root() => open_root(&self.path)?,
+            None => return Err(stale()),
             Some(place) => {
                 let name = calls::c_name(&place.name)?;
                 open_object(&place.parent, &name)?
@@ -203,6 +258,7 @@ impl Tree {
         };
         if node.is_root() {
             *self.root_facts.lock() = None;
+            *self.anchor.lock() = None;
         }
         let stat = calls::stat(fd.as_fd(), 0)?;
         let facts = (!node.is_root()).then(|| self.root_facts()).flatten();
@@ -230,7 +286,8 @@ fn open_root(path: &Path) -> io::Result<OwnedFd> {
 }
 
 fn answers(node: &DirNode) -> bool {
-    !matches!(calls::stat(node.fd().as_fd(), libc::AT_STATX_FORCE_SYNC), Err(error) if went_away(&error))
+    node.is_found()
+        && !matches!(calls::stat(node.fd().as_fd(), libc::AT_STATX_FORCE_SYNC), Err(error) if went_away(&error))
 }
 
 /// Whether an error means that the filesystem below is not the one that was opened.

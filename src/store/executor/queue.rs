@@ -15,6 +15,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
 
+use log::Level;
+
+use crate::logs;
+
 use super::{Limits, STACK_BYTES, Shared};
 
 /// Warming jobs under way at most, of 1 MiB each.
@@ -31,11 +35,26 @@ pub enum Class {
     Warm,
 }
 
+impl Class {
+    /// In the order of their numbers.
+    pub const ALL: [Class; 3] = [Class::Guest, Class::Ahead, Class::Warm];
+
+    /// For labels: a documented interface.
+    pub fn text(self) -> &'static str {
+        match self {
+            Class::Guest => "guest",
+            Class::Ahead => "readahead",
+            Class::Warm => "warm",
+        }
+    }
+}
+
 /// Names a job that was submitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ticket(pub(super) u64);
 
-pub(super) type Job = Box<dyn FnOnce() + Send>;
+/// What is to be done, told the class it goes as: it may have been promoted.
+pub(super) type Job = Box<dyn FnOnce(Class) + Send>;
 
 /// The queues of the three classes.
 pub(super) struct Queue {
@@ -63,6 +82,12 @@ impl Queue {
         }
     }
 
+    /// Jobs of a class that wait for a thread, and that have one.
+    pub fn load(&self, class: Class) -> (usize, usize) {
+        let class = class as usize;
+        (self.jobs[class].len(), self.running[class])
+    }
+
     fn queued(&self) -> usize {
         self.jobs.iter().map(VecDeque::len).sum()
     }
@@ -76,7 +101,7 @@ impl Queue {
     }
 
     fn next_class(&self) -> Option<Class> {
-        [Class::Guest, Class::Ahead, Class::Warm]
+        Class::ALL
             .into_iter()
             .find(|class| !self.jobs[*class as usize].is_empty() && self.may_begin(*class))
     }
@@ -143,7 +168,12 @@ impl Shared {
             .stack_size(STACK_BYTES)
             .spawn(move || shared.work());
         if let Err(error) = spawned {
-            log::warn!("cannot start a {} thread: {error}", self.name);
+            logs::say(Level::Warn, "thread", self.name, || {
+                format!(
+                    "cannot start a {} thread: {error}; work waits for those there are",
+                    self.name
+                )
+            });
             self.queue.lock().threads -= 1;
         }
     }
@@ -158,7 +188,7 @@ impl Shared {
                     self.work_ready.notify_one();
                 }
                 drop(queue);
-                job();
+                job(class);
                 self.completed_ms.store(self.now_ms(), Ordering::Relaxed);
                 queue = self.queue.lock();
                 queue.running[class as usize] -= 1;
@@ -191,7 +221,7 @@ mod tests {
     }
 
     fn add(queue: &mut Queue, class: Class, count: usize) {
-        let job = || (Ticket(0), Box::new(|| ()) as Job);
+        let job = || (Ticket(0), Box::new(|_| ()) as Job);
         queue.jobs[class as usize].extend((0..count).map(|_| job()));
     }
 
