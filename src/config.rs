@@ -135,6 +135,15 @@ impl Config {
         Ok(config)
     }
 
+    /// As [`Config::new`] for a keeper that goes on with a mount that is there.
+    pub fn of_mounted(file: Option<&FileText>, flags: Settings) -> Result<Config, Error> {
+        let settings = merged(flags.clone(), file)?;
+        let path = file.map_or(Path::new(""), |file| &file.path);
+        let (store, mountpoint) = places::of(&settings, path)?;
+        let mountpoint = check::without_touching_last(mountpoint)?;
+        Config::of_server(store, &mountpoint, file, flags)
+    }
+
     /// As [`Config::new`] for one of the servers of a mount, whose absolute `mountpoint` was checked by who
     /// made it and is not touched: while no server answers there, a look at it would not end.
     pub fn of_server(

@@ -70,6 +70,8 @@ within() {
 make_root() {
     local root=$trial_dir/root unit name
     mountscripts/install.sh --binary "$flashside" "$root" >/dev/null || fail "install.sh"
+    # Where /sbin is a link, a directory in the upper layer would hide what it leads to.
+    [ ! -L /sbin ] || { mkdir -p "$root/usr" && mv "$root/sbin" "$root/usr/sbin"; }
     mkdir -p "$root"/etc/systemd/{system,journald.conf.d} "$root"/{srv/images,vms,fstab,demand} "$trial_dir"/{flash/{a,b,c},store2,root0}
     for name in "${masked[@]}"; do ln -s /dev/null "$root/etc/systemd/system/$name.service"; done
     for unit in "${masked_units[@]}"; do ln -s /dev/null "$root/etc/systemd/system/$unit"; done
@@ -114,7 +116,8 @@ become_init() {
     local dir=$1 top=$1/top node
     mount --make-rprivate /
     mkdir -p "$top" && mount -t tmpfs tmpfs "$top" && mkdir "$top"/{upper,work,tree} || exit 1
-    mount -t overlay overlay -o "lowerdir=$dir/root:/,upperdir=$top/upper,workdir=$top/work" "$top/tree" || exit 1
+    cp -a "$dir/root/." "$top/upper/" || exit 1
+    mount -t overlay overlay -o "lowerdir=/,upperdir=$top/upper,workdir=$top/work" "$top/tree" || exit 1
     cd "$top/tree" || exit 1
     mount -t proc proc proc && mount --bind proc/sys proc/sys && mount -o remount,bind,ro proc/sys
     mount -t sysfs -o ro sysfs sys && mount -t cgroup2 cgroup2 sys/fs/cgroup || exit 1

@@ -113,7 +113,7 @@ fn directory(
 
 /// `path` absolute with only its parents looked up: the last component may be a mount that is dead
 /// or hangs.
-fn without_touching_last(path: &Path) -> Result<PathBuf, Error> {
+pub(super) fn without_touching_last(path: &Path) -> Result<PathBuf, Error> {
     let absolute = std::path::absolute(path).map_err(|error| unreadable(path, error))?;
     let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name()) else {
         return Ok(absolute);
