@@ -108,6 +108,7 @@ ExecStop=/bin/sh -c 'sleep 1; mountpoint -q /vms && echo saved >> /vms/guests'
 WantedBy=multi-user.target
 UNIT
     mkdir -p "$1/etc/systemd/system/multi-user.target.wants"
+    ln -s /lib/systemd/system/remote-fs.target "$1/etc/systemd/system/multi-user.target.wants/"
     ln -s ../libvirtd.service "$1/etc/systemd/system/multi-user.target.wants/"
 }
 
@@ -129,7 +130,7 @@ become_init() {
     # The trial itself, with its caches: an overlay cannot hold one.
     mkdir -p ".$dir" && mount --rbind "$dir" ".$dir" || exit 1
     mkdir -p old && pivot_root . old && umount -l /old || exit 1
-    rm -rf /etc/systemd/system/*.wants/{cron,rsync,nginx,ssh,e2scrub_reap,remote-fs}.* 2>/dev/null
+    rm -rf /etc/systemd/system/*.wants/{cron,rsync,nginx,ssh,e2scrub_reap}.* 2>/dev/null
     container=flashside-test exec "$init" --system --log-target=journal --show-status=0 </dev/null >/dev/null 2>&1
 }
 
@@ -204,7 +205,7 @@ fstab_is_mounted() { [ "$(in_it cat /fstab/file)" = "from the store" ] && [ "$(i
 
 mounts_on_demand() {
     ! in_it findmnt -n -t fuse.flashside /demand && [ "$(in_it cat /demand/file)" = "from the store" ] &&
-        in_it findmnt -n -t fuse.flashside /demand
+        in_it findmnt -n -t fuse.flashside /demand || { in_it journalctl --no-pager -n 20 -u demand.mount -u demand.automount; return 1; }
 }
 
 # A file that is held open through everything that follows; each check reads on from it, past any cache.
