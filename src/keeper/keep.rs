@@ -9,13 +9,14 @@ use std::process::{ExitCode, ExitStatus};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use signal_hook::consts::SIGHUP;
+use signal_hook::consts::{SIGHUP, SIGUSR1};
 
 use super::failure::{self, Failures};
 use super::holdings::Holdings;
 use super::program::Typed;
 use super::refusing::Refusing;
 use super::server::{Phase, Server};
+use super::systemd::{self, Left, Life};
 use super::upgrade::{Candidate, Upgrade};
 use super::{Error, MADE_ROOM, signals};
 use crate::config::Config;
@@ -81,6 +82,11 @@ pub struct Keeper<'a, R> {
     draining: Option<Instant>,
     refusing: Option<Refusing>,
     ending: bool,
+    /// The mount was there before this keeper.
+    took_on: bool,
+    /// Told to end without the mount ending: another keeper goes on.
+    leaving: bool,
+    life: Life,
     told: Option<Standing>,
 }
 
@@ -90,15 +96,18 @@ impl<'a, R: FnOnce()> Keeper<'a, R> {
         config: &'a Config,
         typed: Typed,
         background: bool,
+        left: Option<Left>,
         ready: R,
     ) -> Result<Keeper<'a, R>, Error> {
+        let took_on = left.is_some();
+        let holdings = left.map(|left| Holdings::take_on(config, left));
         let mut keeper = Keeper {
             config,
             typed,
             background,
             ready: Some(ready),
             signals: signals::watch().map_err(Error::Start)?,
-            holdings: None,
+            holdings: holdings.transpose()?,
             serving: None,
             standby: None,
             candidate: None,
@@ -111,6 +120,9 @@ impl<'a, R: FnOnce()> Keeper<'a, R> {
             draining: None,
             refusing: None,
             ending: false,
+            took_on,
+            leaving: false,
+            life: Life::begin(),
             told: None,
         };
         keeper.serving = Some(keeper.start().map_err(Error::Start)?);
@@ -191,13 +203,15 @@ impl<'a, R: FnOnce()> Keeper<'a, R> {
         };
         let waits = is(Phase::Taking) || self.draining.is_some() || self.candidate.is_some();
         let until = |due: Instant| due.saturating_duration_since(Instant::now());
-        match () {
+        let sign = self.life.due().unwrap_or(SLEEP_MAX);
+        let due = match () {
             () if !self.config.fence => NO_FENCE_INTERVAL,
             () if self.serving.is_none() && self.refusing.is_none() => self.failures.pause(),
             () if waits || self.upgrade.is_some() => SLEEP_WAITING,
             () if self.wants_standby() => until(self.standby_after),
             () => SLEEP_MAX,
-        }
+        };
+        due.min(sign)
     }
 
     /// Does what follows; the outcome ends the keeper.
@@ -227,8 +241,16 @@ impl<'a, R: FnOnce()> Keeper<'a, R> {
         for number in &numbers[..got] {
             match i32::from(*number) {
                 SIGHUP => self.try_again(),
+                SIGUSR1 => {
+                    if self.leave() {
+                        return Some(Ok(ExitCode::SUCCESS));
+                    }
+                }
+                _ if self.leaving => {} // systemd asks once more
                 // Nothing was promised to anybody yet.
-                _ if self.ready.is_some() => return Some(Ok(ExitCode::from(128 + number))),
+                _ if self.ready.is_some() && !self.took_on => {
+                    return Some(Ok(ExitCode::from(128 + number)));
+                }
                 _ => self.unmount(*number),
             }
         }
@@ -249,6 +271,25 @@ impl<'a, R: FnOnce()> Keeper<'a, R> {
         if let Err(error) = thread.spawn(unmount) {
             log::error!("cannot unmount: {error}");
         }
+    }
+
+    /// Makes room for another keeper, which is about to be started. True where no server has to end first.
+    fn leave(&mut self) -> bool {
+        if !self.holdings.as_ref().is_some_and(Holdings::is_stored) {
+            log::warn!(
+                "signal {SIGUSR1}: nobody holds the mount for another keeper; it goes on here"
+            );
+            return false;
+        }
+        log::info!("leaving the mount to another keeper");
+        self.leaving = true;
+        let serving = self.serving.as_ref();
+        let Some(server) = serving.filter(|server| server.phase == Phase::Serving) else {
+            return true;
+        };
+        server.tell(&Message::Drain, &[]);
+        self.draining = Some(Instant::now());
+        false
     }
 
     /// Gives servers another chance.
@@ -294,6 +335,7 @@ impl<'a, R: FnOnce()> Keeper<'a, R> {
                     holdings.hold(number, file);
                 }
             }
+            Message::Pong => self.server(role)?.unanswered = false,
             Message::LetGo { number } => self.holdings.as_mut()?.let_go(number),
             Message::Upgrade { program } => {
                 let refused = self.begin_upgrade(&program).err();
@@ -359,6 +401,10 @@ impl<'a, R: FnOnce()> Keeper<'a, R> {
         }
         if let Some(ready) = self.ready.take() {
             ready();
+            systemd::ready();
+        }
+        if let Some(server) = &self.serving {
+            systemd::says(&format!("process {} serves", server.pid()));
         }
     }
 
@@ -398,6 +444,9 @@ impl<'a, R: FnOnce()> Keeper<'a, R> {
     ) -> Option<Result<ExitCode, Error>> {
         self.serving = None;
         let drained = self.draining.take();
+        if self.leaving {
+            return Some(Ok(ExitCode::SUCCESS));
+        }
         if self.ready.is_some() {
             let error = why.map_or(Error::Died(status), Error::Refused);
             return Some(Err(error));
@@ -499,7 +548,19 @@ impl<'a, R: FnOnce()> Keeper<'a, R> {
             self.refuse_candidate("it does not come up; is it a flashside program?".into());
         }
         self.start_standby();
+        if self.life.is_due() {
+            self.give_sign();
+        }
         None
+    }
+
+    /// Tells systemd that all is well, as long as the server answers; and asks it once more.
+    fn give_sign(&mut self) {
+        let serving = self.serving.as_mut();
+        let serving = serving.filter(|server| server.phase == Phase::Serving);
+        if serving.is_none_or(|server| server.answers_again()) {
+            systemd::alive();
+        }
     }
 
     fn wants_standby(&self) -> bool {
@@ -618,7 +679,14 @@ impl<'a, R: FnOnce()> Keeper<'a, R> {
         put_down(self.standby.take());
         put_down(self.candidate.take().map(|candidate| candidate.server));
         put_down(self.serving.take());
-        let held = self.holdings.take();
+        let mut held = self.holdings.take();
+        let stays = self.leaving || (self.took_on && self.ready.is_some());
+        if stays && !held.as_ref().is_some_and(Holdings::is_over) {
+            if let Some(held) = held.take() {
+                held.leave();
+            }
+            return;
+        }
         let is_over = held.as_ref().is_none_or(Holdings::is_over);
         drop(held);
         let cleared = match (is_over, self.ready.is_some()) {
