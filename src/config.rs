@@ -23,7 +23,7 @@ use std::time::Duration;
 pub use cache_device::{CacheDevice, CacheSpec};
 pub use error::Error;
 pub use rules::Rules;
-pub use settings::{Passthrough, Settings};
+pub use settings::{FileText, Handover, Passthrough, Settings};
 
 /// A store operation fails after this unless configured.
 pub const STORE_DEADLINE_DEFAULT: Duration = Duration::from_secs(600);
@@ -91,6 +91,12 @@ pub struct Config {
     pub in_doubt_marks: bool,
     /// For tests: false lets requests that a dead server has begun be carried out twice.
     pub exactly_once: bool,
+    /// A keeper holds the mount and replaces the process that serves it, where the system allows that.
+    pub handover: bool,
+    /// For tests: false lets the next server begin while calls of the one before still run.
+    pub fence: bool,
+    /// For tests: true has the servers make the descriptors they serve through.
+    pub server_clones: bool,
 }
 
 /// A made-up store: what a slower one would be like, and one that refuses to serve a page twice.
@@ -112,24 +118,51 @@ impl Simulate {
 }
 
 impl Config {
-    /// Checks what was asked for. `file` is the configuration file named by the user; without one
-    /// the default for the mount point is read where it exists. `flags` win over the file, but a
-    /// file that is for another store or mount point than `flags` say is refused.
-    pub fn new(file: Option<&Path>, flags: Settings) -> Result<Config, Error> {
-        let (from_file, file) = settings::load_for(flags.mountpoint.as_deref(), file)?;
-        places::check(&flags, &from_file, &file)?;
+    /// Checks what was asked for, for a new mount; `flags` win over the `file`, but a file that is for
+    /// another store or mount point than `flags` say is refused.
+    pub fn new(file: Option<&FileText>, flags: Settings) -> Result<Config, Error> {
+        let (from_file, path) = match file {
+            Some(file) => (file.settings()?, file.path.as_path()),
+            None => (Settings::default(), Path::new("")),
+        };
+        places::check(&flags, &from_file, path)?;
         let settings = flags.over(from_file);
-        let (store, mountpoint) = places::of(&settings, &file)?;
+        let (store, mountpoint) = places::of(&settings, path)?;
         let store = check::store(store)?;
         let place = check::mountpoint(mountpoint, &store)?;
-        let caches = cache_device::resolve(&settings.cache, &store, &place.path)?;
+        let caches = cache_device::resolve(&settings.cache, &store, Some(&place.path))?;
         if !place.dead {
             check::mountpoint_is_empty(&place.path)?;
         }
+        let mut config = Config::checked(settings, store, place.path, caches)?;
+        config.mountpoint_dead = place.dead;
+        Ok(config)
+    }
+
+    /// As [`Config::new`] for one of the servers of a mount, whose absolute `mountpoint` was checked by who
+    /// made it and is not touched: while no server answers there, a look at it would not end.
+    pub fn of_server(
+        store: &Path,
+        mountpoint: &Path,
+        file: Option<&FileText>,
+        flags: Settings,
+    ) -> Result<Config, Error> {
+        let settings = merged(flags, file)?;
+        let store = check::store(store)?;
+        let caches = cache_device::resolve(&settings.cache, &store, None)?;
+        Config::checked(settings, store, mountpoint.to_path_buf(), caches)
+    }
+
+    fn checked(
+        settings: Settings,
+        store: PathBuf,
+        mountpoint: PathBuf,
+        caches: Vec<CacheDevice>,
+    ) -> Result<Config, Error> {
         Ok(Config {
-            control_socket: socket::path_for(&place.path)?,
-            mountpoint: place.path,
-            mountpoint_dead: place.dead,
+            control_socket: socket::path_for(&mountpoint)?,
+            mountpoint,
+            mountpoint_dead: false,
             store,
             caches,
             read_only: settings.read_only.unwrap_or(false),
@@ -159,6 +192,9 @@ impl Config {
             simulate: simulate(&settings)?,
             in_doubt_marks: !settings.unsafe_no_in_doubt_marks,
             exactly_once: !settings.unsafe_no_exactly_once,
+            handover: settings.handover != Some(Handover::Off),
+            fence: !settings.unsafe_no_fence,
+            server_clones: settings.unsafe_server_clones,
         })
     }
 
@@ -181,6 +217,11 @@ pub fn runtime_dir() -> PathBuf {
         Some(dir) if !dir.is_empty() => Path::new(&dir).join("flashside"),
         _ => PathBuf::from(format!("/run/user/{uid}/flashside")),
     }
+}
+
+fn merged(flags: Settings, file: Option<&FileText>) -> Result<Settings, Error> {
+    let file = file.map_or(Ok(Settings::default()), FileText::settings)?;
+    Ok(flags.over(file))
 }
 
 fn store_deadline(settings: &Settings) -> Result<Duration, Error> {

@@ -141,6 +141,11 @@ pub fn ready() {
     if let Err(error) = stdout.write_all(READY).and_then(|()| stdout.flush()) {
         log::warn!("nobody waits for the mount any more: {error}");
     }
+    leave_terminal();
+}
+
+/// From now on nobody reads what is written to the terminal: it is let go of, and log lines go to syslog.
+pub fn leave_terminal() {
     logging::switch_to_syslog();
     if let Err(error) = let_go() {
         log::warn!("the daemon still holds its terminal: {error}");

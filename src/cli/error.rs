@@ -3,8 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::control::{ClientError, ServerError};
-use crate::{cache, config, store};
+use crate::control::ClientError;
+use crate::{cache, config, keeper, store};
 
 /// What a command ends with besides success.
 #[derive(Debug, thiserror::Error)]
@@ -18,7 +18,7 @@ pub enum Error {
     #[error(transparent)]
     Cache(#[from] cache::Error),
     #[error(transparent)]
-    Control(#[from] ServerError),
+    Keeper(#[from] keeper::Error),
     #[error("cannot mount {}: {error}", mountpoint.display())]
     Mount {
         mountpoint: PathBuf,
@@ -58,6 +58,16 @@ pub enum Error {
     NotAnImage(PathBuf),
     #[error("{}: {message}", path.display())]
     NotDone { path: PathBuf, message: String },
+    /// In the keeper's words.
+    #[error("{0}")]
+    NotServed(String),
+    #[error("{} is not upgraded: {error}", mountpoint.display())]
+    NotUpgraded {
+        mountpoint: PathBuf,
+        error: ClientError,
+    },
+    #[error("this host has {0} flashside mounts: name the one to upgrade")]
+    WhichMount(usize),
     #[error("{}: {error}; is it stopped, or too busy?", mountpoint.display())]
     NoAnswer {
         mountpoint: PathBuf,

@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::Error;
-use crate::config::{STORE_DEADLINE_DEFAULT, Settings, places, settings};
+use crate::config::{FileText, STORE_DEADLINE_DEFAULT, Settings, places, settings};
 
 /// A stop takes this longer than the store may: users get 8 s to leave, and the cache is recorded as clean.
 const STOP_MARGIN: Duration = Duration::from_secs(60);
@@ -35,7 +35,7 @@ impl Unit {
         let file = self
             .config
             .unwrap_or_else(|| settings::path_of(self.name.as_os_str()));
-        let settings = settings::load(&file)?;
+        let settings = FileText::read(&file)?.settings()?;
         print!("{}", drop_in(&settings, &file)?);
         Ok(ExitCode::SUCCESS)
     }
@@ -106,7 +106,9 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temp directory");
         let file = dir.path().join("vms.toml");
         std::fs::write(&file, text).expect("written");
-        let settings = settings::load(&file).expect("read");
+        let settings = FileText::read(&file)
+            .and_then(|file| file.settings())
+            .expect("read");
         drop_in(&settings, &file).map_err(|error| error.to_string())
     }
 

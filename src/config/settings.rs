@@ -38,6 +38,7 @@ pub struct Settings {
     pub store_user: Option<StoreUser>,
     pub control_uids: Option<Vec<u32>>,
     pub passthrough: Option<Passthrough>,
+    pub handover: Option<Handover>,
     /// Where metrics are served besides the control socket: a loopback address and a port.
     pub metrics_listen: Option<String>,
     /// In a file only.
@@ -53,6 +54,12 @@ pub struct Settings {
     /// A flag only, as the one before.
     #[serde(skip)]
     pub unsafe_no_exactly_once: bool,
+    /// A flag only, as above: breaks the fence between two servers.
+    #[serde(skip)]
+    pub unsafe_no_fence: bool,
+    /// A flag only, as above: breaks what outlives a server.
+    #[serde(skip)]
+    pub unsafe_server_clones: bool,
 }
 
 /// Whether images may be opened on the passthrough plane.
@@ -60,6 +67,15 @@ pub struct Settings {
 #[serde(rename_all = "lowercase")]
 pub enum Passthrough {
     /// Where the system allows it and the image is immutable and wholly on flash.
+    Auto,
+    Off,
+}
+
+/// Whether a mount outlives the process that serves it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Handover {
+    /// Where the system allows it.
     Auto,
     Off,
 }
@@ -88,6 +104,7 @@ impl Settings {
             store_user: self.store_user.or(file.store_user),
             control_uids: self.control_uids.or(file.control_uids),
             passthrough: self.passthrough.or(file.passthrough),
+            handover: self.handover.or(file.handover),
             metrics_listen: self.metrics_listen.or(file.metrics_listen),
             rule: file.rule,
             log_level: self.log_level.or(file.log_level),
@@ -96,13 +113,10 @@ impl Settings {
             simulate_once: self.simulate_once.or(file.simulate_once),
             unsafe_no_in_doubt_marks: self.unsafe_no_in_doubt_marks,
             unsafe_no_exactly_once: self.unsafe_no_exactly_once,
+            unsafe_no_fence: self.unsafe_no_fence,
+            unsafe_server_clones: self.unsafe_server_clones,
         }
     }
-}
-
-/// The file that was named.
-pub fn load(path: &Path) -> Result<Settings, Error> {
-    parse(path, &read(path)?)
 }
 
 /// The file of this name in `/etc/flashside`: `vms` is `/etc/flashside/vms.toml`.
@@ -112,24 +126,49 @@ pub fn path_of(name: &OsStr) -> PathBuf {
     Path::new(DIRECTORY).join(file)
 }
 
-/// The file the user named, or the default one of the mount point where it exists, or nothing.
-/// With it comes the file's path.
-pub(super) fn load_for(
-    mountpoint: Option<&Path>,
-    named: Option<&Path>,
-) -> Result<(Settings, PathBuf), Error> {
-    if let Some(path) = named {
-        return Ok((load(path)?, path.to_path_buf()));
-    }
-    let Some(path) = mountpoint.and_then(default_path) else {
-        return Ok(Default::default());
-    };
-    match load(&path) {
-        Ok(settings) => Ok((settings, path)),
-        Err(Error::Unreadable { error, .. }) if error.kind() == io::ErrorKind::NotFound => {
-            Ok(Default::default())
+/// A configuration file as it was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileText {
+    pub path: PathBuf,
+    pub text: String,
+}
+
+impl FileText {
+    /// Reads the file the user named, or the default one of the mount point where it exists.
+    pub fn find(
+        mountpoint: Option<&Path>,
+        named: Option<&Path>,
+    ) -> Result<Option<FileText>, Error> {
+        if let Some(path) = named {
+            return FileText::read(path).map(Some);
         }
-        Err(error) => Err(error),
+        let Some(path) = mountpoint.and_then(default_path) else {
+            return Ok(None);
+        };
+        match FileText::read(&path) {
+            Ok(file) => Ok(Some(file)),
+            Err(Error::Unreadable { error, .. }) if error.kind() == io::ErrorKind::NotFound => {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reads `path`, which is kept as an absolute one.
+    pub fn read(path: &Path) -> Result<FileText, Error> {
+        let unreadable = |error| Error::Unreadable {
+            path: path.to_path_buf(),
+            error,
+        };
+        Ok(FileText {
+            text: fs::read_to_string(path).map_err(unreadable)?,
+            path: std::path::absolute(path).map_err(unreadable)?,
+        })
+    }
+
+    /// What it sets.
+    pub fn settings(&self) -> Result<Settings, Error> {
+        parse(&self.path, &self.text)
     }
 }
 
@@ -137,13 +176,6 @@ pub(super) fn load_for(
 fn default_path(mountpoint: &Path) -> Option<PathBuf> {
     let absolute = std::path::absolute(mountpoint).ok()?;
     absolute.file_name().map(path_of)
-}
-
-fn read(path: &Path) -> Result<String, Error> {
-    fs::read_to_string(path).map_err(|error| Error::Unreadable {
-        path: path.to_path_buf(),
-        error,
-    })
 }
 
 fn parse(path: &Path, text: &str) -> Result<Settings, Error> {
@@ -177,13 +209,14 @@ mod tests {
             portable-session = true\nio-uring = false\n\
             store-user = \"0:0\"\ncontrol-uids = [107]\nlog-level = \"warn\"\n\
             simulate-latency = \"2ms\"\nsimulate-bandwidth = \"100M\"\nsimulate-once = \"/x\"\n\
-            passthrough = \"off\"\nmetrics-listen = \"127.0.0.1:9095\"\n[[rule]]\nmatch = \"golden/*\"\nimmutable = true\n";
+            passthrough = \"off\"\nhandover = \"off\"\nmetrics-listen = \"127.0.0.1:9095\"\n[[rule]]\nmatch = \"golden/*\"\nimmutable = true\n";
         let settings = parse(Path::new("/x/vms.toml"), text).expect("accepted");
         assert_eq!(settings.cache.len(), 1);
         assert_eq!(settings.control_uids, Some(vec![107]));
         assert_eq!(settings.stream_bypass, Some(SizeOrOff(None)));
         assert_eq!(settings.log_level, Some(LogLevel(log::LevelFilter::Warn)));
         assert_eq!(settings.passthrough, Some(Passthrough::Off));
+        assert_eq!(settings.handover, Some(Handover::Off));
         assert_eq!(settings.metrics_listen.as_deref(), Some("127.0.0.1:9095"));
         assert_eq!(settings.rule.len(), 1);
     }

@@ -41,6 +41,7 @@ use std::thread;
 use std::time::Duration;
 
 pub use self::portable::Connection;
+pub use self::session::Brake;
 pub use point::{Occupant, clear_dead_mount, occupant, unmount};
 
 use self::core::Core;
@@ -63,7 +64,8 @@ const FORGET_PAUSE: Duration = Duration::from_millis(1);
 const FORGET_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// Serves the mount that `inheritance` belongs to until it is unmounted, and calls `ready` once requests
-/// are answered. All FUSE threads have ended and all files are released when this returns.
+/// are answered, with the brake for a hand-over. All FUSE threads have ended and all files are released when
+/// this returns.
 ///
 /// An inheritance without descriptors ([`portable_session`]) is of no mount yet: fuser makes it and serves
 /// it. `control_socket` is what `user.flashside.control` shows on the root. Fails where the mount is refused.
@@ -74,7 +76,7 @@ pub fn serve(
     executor: Arc<Executor>,
     control_socket: &Path,
     mut inheritance: Inheritance,
-    ready: impl FnOnce(),
+    ready: impl FnOnce(Option<Brake>),
 ) -> io::Result<()> {
     // SAFETY: umask takes a plain number and cannot fail.
     unsafe { libc::umask(0) };
@@ -97,7 +99,7 @@ pub fn serve(
     let kernel = core.kernel.get_or_init(|| serving.kernel()).clone();
     let forgetter = start_forgetter(core.clone(), kernel);
     core.learn_root();
-    ready();
+    ready(serving.brake());
     serving.wait();
     core.nodes.close();
     core.release_all();
@@ -163,6 +165,13 @@ impl Serving {
         match self {
             Serving::Own(session) => session.kernel(),
             Serving::Portable(portable) => portable.kernel(),
+        }
+    }
+
+    fn brake(&self) -> Option<Brake> {
+        match self {
+            Serving::Own(session) => Some(session.brake()),
+            Serving::Portable(_) => None,
         }
     }
 

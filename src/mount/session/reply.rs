@@ -7,6 +7,7 @@
 
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use zerocopy::{Immutable, IntoBytes};
 
@@ -31,6 +32,7 @@ pub struct Reply {
 
 impl Reply {
     pub fn new(device: &Arc<Device>, unique: u64) -> Reply {
+        device.in_hand.fetch_add(1, Ordering::Relaxed);
         Reply {
             device: device.clone(),
             unique,
@@ -208,6 +210,7 @@ impl Drop for Reply {
         if !self.sent {
             self.say(libc::EIO);
         }
+        self.device.in_hand.fetch_sub(1, Ordering::Release);
     }
 }
 

@@ -45,6 +45,8 @@ const ROUND_MAX: usize = 8;
 const HELPER_PATIENCE: Duration = Duration::from_millis(5);
 /// Longest sleep; nothing depends on it.
 const SLEEP_MAX: Duration = Duration::from_secs(60);
+/// Longest sleep while a wake-up may have gone to a dead server's poll, and once nothing is taken any more.
+const SLEEP_WARY: Duration = Duration::from_millis(5);
 /// How long the end of a session waits for flash to end what was begun.
 const END_PATIENCE: Duration = Duration::from_secs(10);
 /// Bytes of a WRITE's payload at most; the kernel insists on room for it.
@@ -94,13 +96,13 @@ impl Worker {
     /// memory.
     pub fn new(
         core: Arc<Core>,
-        device: Device,
+        device: Arc<Device>,
         turns: Arc<Turns>,
         ring: bool,
     ) -> io::Result<Worker> {
         Ok(Worker {
             core,
-            device: Arc::new(device),
+            device,
             turns,
             engine: crate::io::engine::new(ring),
             slots: Slots::new()?,
@@ -159,17 +161,23 @@ impl Worker {
 
     /// Sleeps until there is something to do; false for a helper that nobody needed.
     fn sleep(&mut self) -> bool {
+        let stopped = self.turns.is_stopped();
         let patience = match self.turn {
+            Turn::Leader if stopped || self.turns.is_wary() => SLEEP_WARY,
             Turn::Leader => SLEEP_MAX,
             Turn::Helper => HELPER_PATIENCE,
         };
-        let woken = self.engine.wait(Some(self.device.raw()), patience);
+        let watched = (!stopped).then_some(self.device.raw());
+        let woken = self.engine.wait(watched, patience);
         woken || self.turn == Turn::Leader || !self.nothing_under_way()
     }
 
     /// Takes the requests that wait.
     fn round(&mut self) -> Went {
         for _ in 0..ROUND_MAX {
+            if self.turns.is_stopped() {
+                return Went::Dry;
+            }
             let len = match self
                 .device
                 .receive(&mut self.request.bytes_mut()[REQUEST_AT..])
