@@ -213,9 +213,6 @@ fn serve_mount(
         negotiated: taken.negotiated,
         succeeds: taken.succeeds,
     };
-    if inheritance.succeeds {
-        inheritance.ledger.restarted();
-    }
     listen(&kept, config, begin, &brake).map_err(Error::Start)?;
     watch_signals(kept.clone(), config, brake.clone()).map_err(Error::Start)?;
     let background = begin.background && !begin.syslog;
