@@ -198,7 +198,15 @@ fn serve(mut config: Config) -> Result<ExitCode, Error> {
     let ready = announce(&config, mounted.clone());
     let socket = config.control_socket.clone();
     let served = mount::alone(&config).and_then(|alone| {
-        mount::serve(&config, store, images.clone(), executor, &socket, alone, ready)
+        mount::serve(
+            &config,
+            store,
+            images.clone(),
+            executor,
+            &socket,
+            alone,
+            ready,
+        )
     });
     mounted.store(false, Ordering::Release);
     let flushed = images.shutdown(SHUTDOWN_DEADLINE);

@@ -129,11 +129,7 @@ enum Serving {
 
 impl Serving {
     /// Begins to serve, as the configuration asks.
-    fn start(
-        config: &Config,
-        core: &Arc<Core>,
-        inheritance: Inheritance,
-    ) -> io::Result<Serving> {
+    fn start(config: &Config, core: &Arc<Core>, inheritance: Inheritance) -> io::Result<Serving> {
         let Some(last) = inheritance.devices.last() else {
             let portable = Portable::start(config, core)?;
             core.planes.begin(portable.device());

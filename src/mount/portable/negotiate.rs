@@ -63,7 +63,9 @@ pub fn ask(config: &mut KernelConfig, passthrough: bool) -> io::Result<Negotiate
     config.set_max_write(REQUEST_BYTES_MAX).map_err(small)?;
     let small = |_| io::Error::from_raw_os_error(libc::EINVAL);
     config.set_max_background(BACKGROUND_MAX).map_err(small)?;
-    config.set_congestion_threshold(BACKGROUND_MAX).map_err(small)?;
+    config
+        .set_congestion_threshold(BACKGROUND_MAX)
+        .map_err(small)?;
     Ok(Negotiated {
         passthrough: passthrough && agrees_to_passthrough(config),
         resend: config.add_capabilities(InitFlags::FUSE_HAS_RESEND).is_ok(),
