@@ -9,6 +9,7 @@ pub mod cache_device;
 pub mod check;
 pub mod error;
 pub mod mountinfo;
+pub mod places;
 pub mod rules;
 pub mod settings;
 pub mod socket;
@@ -22,10 +23,10 @@ use std::time::Duration;
 pub use cache_device::{CacheDevice, CacheSpec};
 pub use error::Error;
 pub use rules::Rules;
-pub use settings::{Passthrough, Settings};
+pub use settings::{FileText, Handover, Passthrough, Settings};
 
 /// A store operation fails after this unless configured.
-const STORE_DEADLINE_DEFAULT: Duration = Duration::from_secs(600);
+pub const STORE_DEADLINE_DEFAULT: Duration = Duration::from_secs(600);
 /// Readahead window of one handle unless configured.
 const READAHEAD_DEFAULT: u64 = 8 << 20;
 /// A stream goes around the cache after this unless configured.
@@ -55,6 +56,8 @@ pub struct Config {
     /// The cache devices; empty means no cache.
     pub caches: Vec<CacheDevice>,
     pub read_only: bool,
+    /// Programs cannot be run from the mount.
+    pub no_exec: bool,
     /// A store operation fails after this (rule 12).
     pub store_deadline: Duration,
     /// Readahead window of one handle at most, in bytes.
@@ -86,6 +89,14 @@ pub struct Config {
     pub simulate: Simulate,
     /// For tests: false makes in-doubt marks volatile, which breaks rule 3a on purpose.
     pub in_doubt_marks: bool,
+    /// For tests: false lets requests that a dead server has begun be carried out twice.
+    pub exactly_once: bool,
+    /// A keeper holds the mount and replaces the process that serves it, where the system allows that.
+    pub handover: bool,
+    /// For tests: false lets the next server begin while calls of the one before still run.
+    pub fence: bool,
+    /// For tests: true has the servers make the descriptors they serve through.
+    pub server_clones: bool,
 }
 
 /// A made-up store: what a slower one would be like, and one that refuses to serve a page twice.
@@ -107,28 +118,55 @@ impl Simulate {
 }
 
 impl Config {
-    /// Checks what was asked for. `file` is the configuration file named by the user; without one
-    /// the default for the mount point is read where it exists. `flags` win over the file.
-    pub fn new(
-        store: &Path,
-        mountpoint: &Path,
-        file: Option<&Path>,
-        flags: Settings,
-    ) -> Result<Config, Error> {
-        let settings = flags.over(settings::load_for(mountpoint, file)?);
+    /// Checks what was asked for, for a new mount; `flags` win over the `file`, but a file that is for
+    /// another store or mount point than `flags` say is refused.
+    pub fn new(file: Option<&FileText>, flags: Settings) -> Result<Config, Error> {
+        let (from_file, path) = match file {
+            Some(file) => (file.settings()?, file.path.as_path()),
+            None => (Settings::default(), Path::new("")),
+        };
+        places::check(&flags, &from_file, path)?;
+        let settings = flags.over(from_file);
+        let (store, mountpoint) = places::of(&settings, path)?;
         let store = check::store(store)?;
         let place = check::mountpoint(mountpoint, &store)?;
-        let caches = cache_device::resolve(&settings.cache, &store, &place.path)?;
+        let caches = cache_device::resolve(&settings.cache, &store, Some(&place.path))?;
         if !place.dead {
             check::mountpoint_is_empty(&place.path)?;
         }
+        let mut config = Config::checked(settings, store, place.path, caches)?;
+        config.mountpoint_dead = place.dead;
+        Ok(config)
+    }
+
+    /// As [`Config::new`] for one of the servers of a mount, whose absolute `mountpoint` was checked by who
+    /// made it and is not touched: while no server answers there, a look at it would not end.
+    pub fn of_server(
+        store: &Path,
+        mountpoint: &Path,
+        file: Option<&FileText>,
+        flags: Settings,
+    ) -> Result<Config, Error> {
+        let settings = merged(flags, file)?;
+        let store = check::store(store)?;
+        let caches = cache_device::resolve(&settings.cache, &store, None)?;
+        Config::checked(settings, store, mountpoint.to_path_buf(), caches)
+    }
+
+    fn checked(
+        settings: Settings,
+        store: PathBuf,
+        mountpoint: PathBuf,
+        caches: Vec<CacheDevice>,
+    ) -> Result<Config, Error> {
         Ok(Config {
-            control_socket: socket::path_for(&place.path)?,
-            mountpoint: place.path,
-            mountpoint_dead: place.dead,
+            control_socket: socket::path_for(&mountpoint)?,
+            mountpoint,
+            mountpoint_dead: false,
             store,
             caches,
             read_only: settings.read_only.unwrap_or(false),
+            no_exec: settings.no_exec,
             store_deadline: store_deadline(&settings)?,
             readahead_max_bytes: settings.readahead.map_or(READAHEAD_DEFAULT, |size| size.0),
             stream_bypass_bytes: settings
@@ -153,6 +191,10 @@ impl Config {
                 .map_or(log::LevelFilter::Info, |level| level.0),
             simulate: simulate(&settings)?,
             in_doubt_marks: !settings.unsafe_no_in_doubt_marks,
+            exactly_once: !settings.unsafe_no_exactly_once,
+            handover: settings.handover != Some(Handover::Off),
+            fence: !settings.unsafe_no_fence,
+            server_clones: settings.unsafe_server_clones,
         })
     }
 
@@ -175,6 +217,11 @@ pub fn runtime_dir() -> PathBuf {
         Some(dir) if !dir.is_empty() => Path::new(&dir).join("flashside"),
         _ => PathBuf::from(format!("/run/user/{uid}/flashside")),
     }
+}
+
+fn merged(flags: Settings, file: Option<&FileText>) -> Result<Settings, Error> {
+    let file = file.map_or(Ok(Settings::default()), FileText::settings)?;
+    Ok(flags.over(file))
 }
 
 fn store_deadline(settings: &Settings) -> Result<Duration, Error> {

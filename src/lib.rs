@@ -2,8 +2,9 @@
 //! shared storage.
 //!
 //! The rooms, top to bottom; a room uses only rooms below it (`tests/rooms.rs` checks this):
-//! `cli` → `control` → `mount` → `image` → `cache` → `module`, `io`; `mount` and `image` also
-//! use `store`; `mount` uses `handover`; every room may read `config` and speak through `logs`.
+//! `cli` → `keeper`, `control` → `mount` → `image` → `cache` → `module`, `io`; `mount` and `image` also
+//! use `store`; `keeper`, `control` and `mount` use `handover`; every room
+//! may read `config` and speak through `logs`.
 
 pub mod cache;
 pub mod cli;
@@ -12,6 +13,7 @@ pub mod control;
 pub mod handover;
 pub mod image;
 pub mod io;
+pub mod keeper;
 pub mod logs;
 pub mod module;
 pub mod mount;

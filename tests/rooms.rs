@@ -10,13 +10,16 @@ const PLAN: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
-            "control", "mount", "handover", "image", "cache", "module", "io", "store", "config",
-            "logs",
+            "keeper", "control", "mount", "handover", "image", "cache", "module", "io", "store",
+            "config", "logs",
         ],
     ),
+    ("keeper", &["mount", "handover", "config", "logs"]),
     (
         "control",
-        &["mount", "image", "cache", "store", "config", "logs"],
+        &[
+            "mount", "handover", "image", "cache", "store", "config", "logs",
+        ],
     ),
     (
         "mount",

@@ -17,11 +17,13 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use log::Level;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{CacheDevice, mountinfo};
 use crate::io::{ALIGN_BYTES, Buffer, DirectFile, file};
+use crate::logs;
 use crate::module::s3fifo::S3Fifo;
 use crate::module::{Heat, Module};
 
@@ -64,6 +66,8 @@ pub struct Device {
     reserved_bytes: AtomicU64,
     /// Bytes of images that are held.
     held_bytes: AtomicU64,
+    /// All images on it are known, and so what it has room for.
+    loaded: AtomicBool,
     health: Mutex<Health>,
     suspect: AtomicBool,
     pub(super) module: Mutex<Box<dyn Module>>,
@@ -101,6 +105,7 @@ impl Device {
             allocated_bytes: AtomicI64::new(0),
             reserved_bytes: AtomicU64::new(0),
             held_bytes: AtomicU64::new(0),
+            loaded: AtomicBool::new(false),
             health: Mutex::default(),
             suspect: AtomicBool::new(false),
             module: Mutex::new(Box::new(S3Fifo::default())),
@@ -127,8 +132,11 @@ impl Device {
         builder.create(self.root.join("images")).map_err(fail)?;
         self._lock = Some(lock(&self.root, &self.dir, mountpoint)?);
         let uuid = self.join(store)?;
-        self.probe()?;
         let (witness, unbroken) = Witness::open(runtime_dir, &uuid, &self.root);
+        // The daemon that was killed has shown it for the very same mount of the filesystem.
+        if !unbroken {
+            self.probe()?;
+        }
         self.witness = witness;
         self.unbroken = unbroken;
         Ok(())
@@ -215,14 +223,17 @@ impl Device {
         let mut health = self.health.lock();
         health.retry_at = Some(Instant::now() + RETRY_AFTER);
         let why = error.to_string();
-        if !self.suspect.swap(true, Ordering::Relaxed) || health.why != why {
-            log::warn!(
-                "cache device {}: {why}; images go on without it, it is tried again every {} s",
-                self.dir.display(),
-                RETRY_AFTER.as_secs()
-            );
+        let new = !self.suspect.swap(true, Ordering::Relaxed) || health.why != why;
+        health.why.clone_from(&why);
+        drop(health);
+        if new {
+            self.say(Level::Warn, "device failed", &|dir| {
+                let seconds = RETRY_AFTER.as_secs();
+                format!(
+                    "cache device {dir}: {why}; images go on without it, it is tried again every {seconds} s"
+                )
+            });
         }
-        health.why = why;
     }
 
     /// Notes that an operation on the device worked.
@@ -230,10 +241,18 @@ impl Device {
         if self.suspect.load(Ordering::Relaxed) {
             let mut health = self.health.lock();
             *health = Health::default();
+            drop(health);
             if self.suspect.swap(false, Ordering::Relaxed) {
-                log::info!("cache device {} works again", self.dir.display());
+                self.say(Level::Info, "device works", &|dir| {
+                    format!("cache device {dir} works again")
+                });
             }
         }
+    }
+
+    fn say(&self, level: Level, kind: &'static str, line: &dyn Fn(&str) -> String) {
+        let dir = self.dir.display().to_string();
+        logs::say(level, kind, &dir, || line(&dir));
     }
 
     /// `blocks` blocks in the module's queues are gone: their image was deleted or evicted. They are swept
@@ -257,6 +276,16 @@ impl Device {
         u64::try_from(self.allocated_bytes.load(Ordering::Relaxed)).unwrap_or(0)
     }
 
+    /// All its images are loaded: from now on there may be room.
+    pub(super) fn set_loaded(&self) {
+        self.loaded.store(true, Ordering::Release);
+    }
+
+    /// False while it is not known what lies on it; then nothing is inserted that needs room.
+    pub(super) fn is_loaded(&self) -> bool {
+        self.loaded.load(Ordering::Acquire)
+    }
+
     /// Promises `bytes` to an insert if limit and filesystem allow; [`Device::release`] ends it.
     pub fn try_reserve(&self, bytes: u64) -> bool {
         let reserved = self.reserved_bytes.fetch_add(bytes, Ordering::AcqRel) + bytes;
@@ -265,6 +294,11 @@ impl Device {
         }
         self.release(bytes);
         false
+    }
+
+    /// Counts `bytes` as held that were held before this process came.
+    pub(super) fn hold_anyway(&self, bytes: u64) {
+        self.held_bytes.fetch_add(bytes, Ordering::AcqRel);
     }
 
     /// Allows `bytes` to be held if others keep enough room; [`Device::end_hold`] ends it.

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::logs;
 use crate::store::Validator;
 
 use super::doubt::regions_of;
@@ -237,10 +238,20 @@ impl Entry {
         let name = self.version.name();
         self.admit(before, &name);
         let mut cell = self.version.cell.lock();
-        if cell.head.horizon_ns > 0 || cell.head.validator == *before {
-            cell.head.validator = *after;
-            cell.head.horizon_ns = now_ns() + HORIZON.as_nanos() as i64;
-            self.pending.store(true, Ordering::Release);
+        if cell.head.horizon_ns <= 0 && cell.head.validator != *before {
+            return;
+        }
+        cell.head.validator = *after;
+        cell.head.horizon_ns = now_ns() + HORIZON.as_nanos() as i64;
+        self.pending.store(true, Ordering::Release);
+        drop(cell);
+        // While it is read directly a successor must not take the image for another one, because it could
+        // not be opened then.
+        if self.is_held()
+            && let Some(files) = self.files()
+            && let Err(error) = self.version.update(&files, |_| true)
+        {
+            self.device.report(&error);
         }
     }
 
@@ -296,7 +307,12 @@ impl Entry {
         match witness.account(self.id) {
             Ok(account) => Some(account),
             Err(error) => {
-                log::warn!("no witness for {}: {error}", self.version.name());
+                let name = self.version.name();
+                logs::say(log::Level::Warn, "witness", &name, || {
+                    format!(
+                        "image {name}: no witness: {error}; after a crash less of its cache is kept"
+                    )
+                });
                 None
             }
         }
@@ -329,7 +345,10 @@ impl Entry {
             && let Some(Some(account)) = files.account.get()
             && let Err(error) = account.disown()
         {
-            log::warn!("image {}: witness: {error}", self.version.name());
+            let name = self.version.name();
+            logs::say(log::Level::Warn, "witness", &name, || {
+                format!("image {name}: its witness cannot be written: {error}")
+            });
         }
         let horizon_ns = self.version.cell.lock().head.horizon_ns;
         let wait_ns = horizon_ns

@@ -45,7 +45,7 @@ pub fn start() -> Result<ExitCode, Error> {
             );
             match status.and_then(|status| status.code()) {
                 Some(0) => Ok(ExitCode::SUCCESS), // unmounted again before we looked
-                Some(_) => Ok(ExitCode::FAILURE), // it has said why
+                Some(code) => Ok(ExitCode::from(u8::try_from(code).unwrap_or(1))), // it has said why
                 None => Err(status.map_or(Error::NotReady(READY_DEADLINE.as_secs()), Error::Died)),
             }
         }
@@ -141,6 +141,11 @@ pub fn ready() {
     if let Err(error) = stdout.write_all(READY).and_then(|()| stdout.flush()) {
         log::warn!("nobody waits for the mount any more: {error}");
     }
+    leave_terminal();
+}
+
+/// From now on nobody reads what is written to the terminal: it is let go of, and log lines go to syslog.
+pub fn leave_terminal() {
     logging::switch_to_syslog();
     if let Err(error) = let_go() {
         log::warn!("the daemon still holds its terminal: {error}");

@@ -3,8 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::control::{ClientError, ServerError};
-use crate::{cache, config, store};
+use crate::control::ClientError;
+use crate::{cache, config, keeper, store};
 
 /// What a command ends with besides success.
 #[derive(Debug, thiserror::Error)]
@@ -18,7 +18,7 @@ pub enum Error {
     #[error(transparent)]
     Cache(#[from] cache::Error),
     #[error(transparent)]
-    Control(#[from] ServerError),
+    Keeper(#[from] keeper::Error),
     #[error("cannot mount {}: {error}", mountpoint.display())]
     Mount {
         mountpoint: PathBuf,
@@ -36,6 +36,8 @@ pub enum Error {
     },
     #[error("cannot start the daemon: {0}")]
     Start(io::Error),
+    #[error("{}: a systemd unit takes only absolute paths without quotes, backslashes and line ends", .0.display())]
+    NotForUnit(PathBuf),
     #[error("the mount did not answer within {0} s and was given up: does the store answer?")]
     NotReady(u64),
     #[error(
@@ -56,9 +58,29 @@ pub enum Error {
     NotAnImage(PathBuf),
     #[error("{}: {message}", path.display())]
     NotDone { path: PathBuf, message: String },
+    /// In the keeper's words.
+    #[error("{0}")]
+    NotServed(String),
+    #[error("{} is not upgraded: {error}", mountpoint.display())]
+    NotUpgraded {
+        mountpoint: PathBuf,
+        error: ClientError,
+    },
+    #[error("this host has {0} flashside mounts: name the one to upgrade")]
+    WhichMount(usize),
     #[error("{}: {error}; is it stopped, or too busy?", mountpoint.display())]
     NoAnswer {
         mountpoint: PathBuf,
         error: ClientError,
     },
+}
+
+impl Error {
+    /// What the process ends with: 2 where the arguments alone are wrong, else 1.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Error::Arguments(_) => 2,
+            _ => 1,
+        }
+    }
 }

@@ -7,11 +7,17 @@ pub mod evict;
 pub mod image;
 pub mod logging;
 pub mod mount;
+pub mod rates;
+pub mod serve;
 pub mod set;
 pub mod signals;
+pub mod stack;
 pub mod status;
 pub mod table;
+pub mod unit;
+pub mod upgrade;
 pub mod warm;
+pub mod watch;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -39,6 +45,10 @@ enum Command {
     Warm(warm::Warm),
     Evict(evict::Evict),
     Set(set::Set),
+    Unit(unit::Unit),
+    Upgrade(upgrade::Upgrade),
+    #[command(hide = true)]
+    Serve(Box<serve::Serve>),
 }
 
 /// Does what the arguments ask (the first is the program's name). The error is one sentence.
@@ -53,6 +63,9 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode, Er
         Command::Warm(warm) => warm.run(),
         Command::Evict(evict) => evict.run(),
         Command::Set(set) => set.run(),
+        Command::Unit(unit) => unit.run(),
+        Command::Upgrade(upgrade) => upgrade.run(),
+        Command::Serve(serve) => serve.run(),
     }
 }
 

@@ -1,48 +1,25 @@
 //! `flashside mount`: from what was typed to a running daemon and back to nothing.
 //!
 //! # Order of steps
-//! Check everything, clean away a dead mount, open the store, the cache (which takes its lock, so
-//! that a second daemon ends here), the control socket, mount. At the end: unmounted, then flushed
-//! and recorded as clean, then the socket goes, then the process ends even where threads hang in
-//! the store.
+//! Check everything and clean away a dead mount. Where the mount can be handed over, this process becomes
+//! its keeper ([`crate::keeper`]), which starts servers. Else it serves by itself: store, cache, control
+//! socket, mount; and at the end unmounted, then flushed and recorded as clean, then the socket goes.
 
-use std::io;
-use std::mem;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use clap::Args;
 
+use super::stack::{self, Ground};
 use super::{Error, background, logging, signals};
-use crate::cache::Pool;
 use crate::config::units::{Size, SizeOrOff, Span};
-use crate::config::{CacheSpec, Config, Passthrough, Settings};
-use crate::control::metrics::Port;
-use crate::control::{Daemon, Server};
-use crate::image::Images;
+use crate::config::{CacheSpec, Config, FileText, Handover, Passthrough, Settings};
+use crate::handover::Kept;
+use crate::handover::message::Begin;
+use crate::keeper::{self, ControlSocket, Typed};
 use crate::mount;
-use crate::store::dir::DirStore;
-use crate::store::executor::{Executor, Limits};
-use crate::store::simulate::Simulated;
-use crate::store::{self, Store};
-
-/// Memory of this size and more is taken from the system and given back one by one.
-const LARGE_BUFFER_BYTES: i32 = 128 * 1024;
-/// Heaps that all threads share.
-const HEAPS_MAX: i32 = 4;
-/// Store operations waiting for a thread at most; past it they fail at once (rule 12).
-const STORE_QUEUE_MAX: usize = 16384;
-/// A store operation that takes longer is logged (rule 12).
-const STORE_WARN_AFTER: Duration = Duration::from_secs(5);
-/// A store that has answered nothing for this long is taken to hang.
-const STORE_FALLBACK_AFTER: Duration = Duration::from_secs(2);
-/// After the unmount, what is still on its way to the store gets this long.
-const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(30);
-/// Open files the daemon asks for; each open image takes a few.
-const OPEN_FILES: libc::rlim_t = 1 << 20;
 
 /// Mount a store through the cache
 #[derive(Args)]
@@ -69,6 +46,8 @@ Examples:
 
 Configuration file (TOML), by default /etc/flashside/NAME.toml where NAME is the
 last component of MOUNTPOINT; flags win over it; unknown keys are refused:
+    store = \"/nfs/images\"       # then `flashside mount --config FILE` is enough
+    mountpoint = \"/srv/vms\"
     cache = [\"/flash0/cache@200G\"]
     store-deadline = \"10min\"     # then a store operation fails with EIO
     readahead = \"8M\"             # at most, per open file
@@ -81,6 +60,7 @@ last component of MOUNTPOINT; flags win over it; unknown keys are refused:
     control-uids = [64055]       # who may set user.flashside.* besides root
     read-only = false
     passthrough = \"auto\"         # off: immutable images are read through the daemon too
+    handover = \"auto\"            # off: the mount ends with the process that serves it
     log-level = \"info\"           # RUST_LOG wins
     simulate-latency = \"2ms\"     # and simulate-bandwidth, simulate-once
     [[rule]]                     # the first that matches an image counts
@@ -88,10 +68,13 @@ last component of MOUNTPOINT; flags win over it; unknown keys are refused:
     immutable = true             # nobody writes it"
 )]
 pub struct Mount {
-    /// Directory that holds the images: NFS, CephFS, GFS2 or any other
-    store: PathBuf,
+    /// Directory that holds the images: NFS, CephFS, GFS2 or any other [default: what the file of
+    /// --config says]
+    #[arg(required_unless_present = "config", requires = "mountpoint")]
+    store: Option<PathBuf>,
     /// Empty directory where the images appear
-    mountpoint: PathBuf,
+    #[arg(required_unless_present = "config")]
+    mountpoint: Option<PathBuf>,
     /// Keep blocks in this directory (ext4 or XFS on local flash), at most LIMIT: 200G or 25%
     /// [default limit: 80%]. 10 % of the filesystem always stay free. May be repeated
     #[arg(long, value_name = "DIR[@LIMIT]")]
@@ -105,9 +88,16 @@ pub struct Mount {
     /// Refuse all writes through the mount
     #[arg(long)]
     read_only: bool,
+    /// Refuse to run programs from the mount
+    #[arg(long)]
+    no_exec: bool,
     /// Let the kernel read immutable images straight from flash, or never [default: auto]
     #[arg(long, value_name = "WHEN", value_enum)]
     passthrough: Option<Passthrough>,
+    /// Let another process take the mount over when the one that serves it dies or is upgraded, or never
+    /// [default: auto]
+    #[arg(long, value_name = "WHEN", value_enum)]
+    handover: Option<Handover>,
     /// Let a store operation fail with EIO after this [default: 10min]
     #[arg(long, value_name = "TIME")]
     store_deadline: Option<Span>,
@@ -131,6 +121,15 @@ pub struct Mount {
     /// For tests only: lose track of writes in a power cut, which can serve stale blocks
     #[arg(long, hide_short_help = true)]
     unsafe_no_in_doubt_marks: bool,
+    /// For tests only: after a restart of the server, carry out again what it had done and not answered
+    #[arg(long, hide_short_help = true)]
+    unsafe_no_exactly_once: bool,
+    /// For tests only: let the next server begin while calls of a dead one still run
+    #[arg(long, hide = true)]
+    unsafe_no_fence: bool,
+    /// For tests only: have servers make the descriptors they serve through
+    #[arg(long, hide = true)]
+    unsafe_server_clones: bool,
 }
 
 impl Mount {
@@ -139,120 +138,99 @@ impl Mount {
         if !self.foreground && !background::is_daemon() {
             return background::start();
         }
-        let config = self.config()?;
+        let directory = self.has_relative_paths().then_some(".");
+        let file = FileText::find(self.mountpoint.as_deref(), self.config.as_deref())?;
+        let mut config = Config::new(file.as_ref(), self.flags())?;
         logging::start(config.log_level);
-        serve(config)
-    }
-
-    fn config(self) -> Result<Config, Error> {
-        let flags = Settings {
-            cache: self.cache,
-            read_only: self.read_only.then_some(true),
-            passthrough: self.passthrough,
-            store_deadline: self.store_deadline,
-            stream_bypass: self.stream_bypass,
-            metrics_listen: self.metrics_listen,
-            simulate_latency: self.simulate_latency,
-            simulate_bandwidth: self.simulate_bandwidth,
-            simulate_once: self.simulate_once,
-            unsafe_no_in_doubt_marks: self.unsafe_no_in_doubt_marks,
-            ..Settings::default()
-        };
-        let (store, mountpoint) = (&self.store, &self.mountpoint);
-        Ok(Config::new(
-            store,
-            mountpoint,
-            self.config.as_deref(),
-            flags,
-        )?)
-    }
-}
-
-/// The daemon: returns when it is unmounted and everything is flushed.
-fn serve(mut config: Config) -> Result<ExitCode, Error> {
-    prepare_process();
-    let mounted = Arc::new(AtomicBool::new(false));
-    signals::watch(config.mountpoint.clone(), mounted.clone()).map_err(Error::Start)?;
-    clean_dead_mount(&mut config)?;
-    let store = open_store(&config)?;
-    let executor = start_executor(&config)?;
-    let pool = Pool::open(&config, &store.identity())?;
-    let local = store.is_local();
-    let images =
-        Images::new(&config, executor.clone(), pool.clone(), local).map_err(Error::Start)?;
-    let daemon = Daemon::new(
-        &config,
-        store.clone(),
-        executor.clone(),
-        pool.clone(),
-        images.clone(),
-    );
-    let daemon = Arc::new(daemon);
-    let server = Server::start(&config.control_socket, daemon.clone())?;
-    let _metrics = config
-        .metrics_listen
-        .map(|place| Port::start(place, daemon));
-
-    // Closing files of a store that hangs may hang: these stay open until the process is gone.
-    mem::forget((store.clone(), executor.clone(), pool, images.clone()));
-    let ready = announce(&config, mounted.clone());
-    let socket = config.control_socket.clone();
-    let served = mount::alone(&config).and_then(|alone| {
-        mount::serve(
-            &config,
-            store,
-            images.clone(),
-            executor,
-            &socket,
-            alone,
-            ready,
-        )
-    });
-    mounted.store(false, Ordering::Release);
-    let flushed = images.shutdown(SHUTDOWN_DEADLINE);
-    drop(server);
-    outcome(config.mountpoint, served, flushed)
-}
-
-/// What the end of the daemon is to its caller.
-fn outcome(
-    mountpoint: PathBuf,
-    served: io::Result<()>,
-    flushed: store::Result<()>,
-) -> Result<ExitCode, Error> {
-    if let Err(error) = served {
-        return Err(Error::Mount { mountpoint, error });
-    }
-    if let Err(error) = flushed {
-        return Err(Error::Shutdown { mountpoint, error });
-    }
-    log::info!("unmounted and flushed");
-    Ok(ExitCode::SUCCESS)
-}
-
-/// The kernel has applied the caller's umask; ours would be a second one. And a cache of many images
-/// needs many descriptors.
-fn prepare_process() {
-    let limit = |max| libc::rlimit {
-        rlim_cur: max,
-        rlim_max: max,
-    };
-    let mut now = limit(0);
-    // SAFETY: umask cannot fail; mallopt takes plain numbers; the pointers are to live structs.
-    unsafe {
-        libc::umask(0);
-        // Tells that a lease is wanted back; ours are given back at once (cache/orphan.rs).
-        libc::signal(libc::SIGIO, libc::SIG_IGN);
-        // Large buffers go back to the system when freed, and threads share few heaps: memory is
-        // bounded by what is in use, not by what was (rule 13).
-        libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE_BUFFER_BYTES);
-        libc::mallopt(libc::M_ARENA_MAX, HEAPS_MAX);
-        if libc::setrlimit(libc::RLIMIT_NOFILE, &limit(OPEN_FILES)) != 0
-            && libc::getrlimit(libc::RLIMIT_NOFILE, &mut now) == 0
-        {
-            libc::setrlimit(libc::RLIMIT_NOFILE, &limit(now.rlim_max));
+        stack::prepare_process();
+        clean_dead_mount(&mut config)?;
+        match keeper::why_not(&config) {
+            Some(why) => serve_alone(&config, why),
+            None => {
+                let typed = Typed::by_this_process(directory, file).map_err(Error::Start)?;
+                keep(&config, typed)
+            }
         }
     }
+
+    /// The configuration of a server, from what its keeper was given and what it says.
+    pub fn as_server(self, begin: &Begin, file: Option<&FileText>) -> Result<Config, Error> {
+        let (store, mountpoint) = (&begin.store, &begin.mountpoint);
+        Ok(Config::of_server(store, mountpoint, file, self.flags())?)
+    }
+
+    fn has_relative_paths(&self) -> bool {
+        let named = [self.store.as_ref(), self.mountpoint.as_ref()];
+        let named = named.into_iter().chain([self.config.as_ref()]);
+        let named = named.chain([self.simulate_once.as_ref()]).flatten();
+        let caches = self.cache.iter().map(|cache| &cache.dir);
+        named.chain(caches).any(|path| path.is_relative())
+    }
+
+    fn flags(&self) -> Settings {
+        Settings {
+            store: self.store.clone(),
+            mountpoint: self.mountpoint.clone(),
+            cache: self.cache.clone(),
+            read_only: self.read_only.then_some(true),
+            no_exec: self.no_exec,
+            passthrough: self.passthrough,
+            handover: self.handover,
+            store_deadline: self.store_deadline,
+            stream_bypass: self.stream_bypass,
+            metrics_listen: self.metrics_listen.clone(),
+            simulate_latency: self.simulate_latency,
+            simulate_bandwidth: self.simulate_bandwidth,
+            simulate_once: self.simulate_once.clone(),
+            unsafe_no_in_doubt_marks: self.unsafe_no_in_doubt_marks,
+            unsafe_no_exactly_once: self.unsafe_no_exactly_once,
+            unsafe_no_fence: self.unsafe_no_fence,
+            unsafe_server_clones: self.unsafe_server_clones,
+            ..Settings::default()
+        }
+    }
+}
+
+/// Keeps the mount: returns when it is gone.
+fn keep(config: &Config, typed: Typed) -> Result<ExitCode, Error> {
+    let mountpoint = config.mountpoint.display();
+    let ready = || {
+        if background::is_daemon() {
+            background::ready();
+        }
+        log::info!("{} is mounted at {mountpoint}", config.store.display());
+    };
+    let background = background::is_daemon();
+    Ok(keeper::run(config, typed, background, ready)?)
+}
+
+/// The daemon that nobody replaces: returns when it is unmounted and everything is flushed.
+fn serve_alone(config: &Config, why: &str) -> Result<ExitCode, Error> {
+    let mounted = Arc::new(AtomicBool::new(false));
+    signals::watch(config.mountpoint.clone(), mounted.clone()).map_err(Error::Start)?;
+    let stack = Ground::prepare(config)?.build(config)?;
+    let socket = ControlSocket::make(&config.control_socket)?;
+    let listener = socket.listener().map_err(Error::Start)?;
+    let alone = mount::alone(config).map_err(|error| Error::Mount {
+        mountpoint: config.mountpoint.clone(),
+        error,
+    })?;
+    let ready = {
+        let mounted = mounted.clone();
+        let (store, mountpoint) = (config.store.display(), config.mountpoint.display());
+        move |_| {
+            mounted.store(true, Ordering::Release);
+            if background::is_daemon() {
+                background::ready();
+            }
+            log::info!("{store} is mounted at {mountpoint}");
+            log::info!("no hand-over ({why}): the mount ends with this process");
+        }
+    };
+    let served = stack.serve(config, alone, listener, &Kept::alone(why), ready);
+    mounted.store(false, Ordering::Release);
+    drop(socket);
+    served.map(|()| ExitCode::SUCCESS)
 }
 
 fn clean_dead_mount(config: &mut Config) -> Result<(), Error> {
@@ -268,43 +246,4 @@ fn clean_dead_mount(config: &mut Config) -> Result<(), Error> {
         error,
     })?;
     Ok(config.recheck_mountpoint()?)
-}
-
-fn open_store(config: &Config) -> Result<Arc<dyn Store>, Error> {
-    let failed = |error| Error::Store {
-        path: config.store.clone(),
-        error,
-    };
-    let dir = DirStore::open(&config.store).map_err(|error| failed(error.into()))?;
-    let store: Arc<dyn Store> = Arc::new(dir);
-    if !Simulated::is_wanted(&config.simulate) {
-        return Ok(store);
-    }
-    let simulated = Simulated::new(store, &config.simulate);
-    Ok(Arc::new(simulated.map_err(failed)?))
-}
-
-fn start_executor(config: &Config) -> Result<Arc<Executor>, Error> {
-    let limits = Limits {
-        threads_max: config.store_threads,
-        queue_max: STORE_QUEUE_MAX,
-        warn_after: STORE_WARN_AFTER,
-        fallback_after: STORE_FALLBACK_AFTER,
-        deadline: config.store_deadline,
-    };
-    let executor = Executor::new("store", limits);
-    executor.start().map_err(Error::Start)?;
-    Ok(Arc::new(executor))
-}
-
-/// What happens once, when the mount answers.
-fn announce(config: &Config, mounted: Arc<AtomicBool>) -> impl FnOnce() + Send + use<> {
-    let (store, mountpoint) = (config.store.clone(), config.mountpoint.clone());
-    move || {
-        mounted.store(true, Ordering::Release);
-        if background::is_daemon() {
-            background::ready();
-        }
-        log::info!("{} is mounted at {}", store.display(), mountpoint.display());
-    }
 }

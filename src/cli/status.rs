@@ -9,9 +9,12 @@ use std::thread;
 use std::time::Duration;
 
 use clap::Args;
+use hyper::StatusCode;
 use serde::Serialize;
 
+use super::watch::{self, Watched};
 use super::{Error, table};
+use crate::config::units::Span;
 use crate::control::find::{self, Place};
 use crate::control::model::{MountStatus, path_text};
 use crate::control::{ClientError, client};
@@ -21,6 +24,8 @@ use crate::image::status::ImageStatus;
 const DEADLINE: Duration = Duration::from_secs(5);
 /// A file below the mount that has not been looked up then is not waited for.
 const LOOK_UP_DEADLINE: Duration = Duration::from_secs(2);
+/// Looking more often would cost more than it tells.
+const INTERVAL_MIN: Duration = Duration::from_millis(100);
 
 /// Show mounts, their caches and images
 #[derive(Args)]
@@ -37,14 +42,57 @@ pub struct Status {
     /// Show this mount only
     #[arg(long, value_name = "DIR", conflicts_with = "image")]
     mountpoint: Option<PathBuf>,
+    /// Show what happens per second, again and again, until Ctrl-C
+    #[arg(long, conflicts_with = "json")]
+    watch: bool,
+    /// How often --watch looks: 500ms, 1s, 10s
+    #[arg(long, value_name = "TIME", default_value = "1s", requires = "watch")]
+    interval: Span,
 }
 
 impl Status {
     pub fn run(self) -> Result<ExitCode, Error> {
+        if self.watch {
+            return self.watch();
+        }
         match (&self.image, &self.mountpoint) {
             (Some(image), _) => self.show_image(image),
             (None, Some(mountpoint)) => self.show_one(mountpoint),
             (None, None) => self.show_all(),
+        }
+    }
+
+    fn watch(&self) -> Result<ExitCode, Error> {
+        if self.interval.0 < INTERVAL_MIN {
+            let sentence = "--interval must be at least 100ms, for example 1s";
+            return Err(Error::Arguments(sentence.into()));
+        }
+        let watched = match self.image.as_ref().or(self.mountpoint.as_ref()) {
+            Some(path) => self.watched(path)?,
+            None => Watched::All,
+        };
+        watch::watch(&watched, self.interval.0)
+    }
+
+    /// The mount or the image at `path`.
+    fn watched(&self, path: &Path) -> Result<Watched, Error> {
+        let place = find::place_of(path).map_err(Error::MountTable)?;
+        match (place, &self.mountpoint) {
+            (Some(place), _) if place.below.as_os_str().is_empty() => {
+                Ok(Watched::One(place.mountpoint))
+            }
+            (_, Some(mountpoint)) => Err(Error::NotAMount(mountpoint.clone())),
+            (None, None) => Err(Error::NotInAMount(path.to_path_buf())),
+            (Some(place), None) => {
+                let wanted = path_text(&place.below);
+                let inode = inode_of(place.mountpoint.join(&place.below));
+                let prefix = inode.map(|inode| format!("{inode:x}-"));
+                let is_wanted = move |name: &str, id: &str| {
+                    let same = prefix.as_ref().is_some_and(|prefix| id.starts_with(prefix));
+                    same || name == wanted
+                };
+                Ok(Watched::Image(place.mountpoint, Box::new(is_wanted)))
+            }
         }
     }
 
@@ -143,6 +191,9 @@ pub(super) fn dead(mountpoint: &Path) -> Error {
 pub(super) fn not_answered(mountpoint: &Path, error: ClientError) -> Error {
     match error {
         ClientError::NobodyListens(_) => dead(mountpoint),
+        ClientError::Refused { status, message } if status == StatusCode::SERVICE_UNAVAILABLE => {
+            Error::NotServed(message)
+        }
         error => Error::NoAnswer {
             mountpoint: mountpoint.to_path_buf(),
             error,

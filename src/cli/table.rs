@@ -2,6 +2,7 @@
 
 use comfy_table::{CellAlignment, Table, presets};
 
+use super::rates::Activity;
 use crate::cache::status::PoolStatus;
 use crate::control::model::{MountStatus, StoreState};
 use crate::image::status::ImageStatus;
@@ -19,6 +20,72 @@ pub fn mounts(statuses: &[MountStatus], none: bool) -> String {
 
 /// One mount: where, how the store does, the pool, the images.
 pub fn mount(status: &MountStatus) -> String {
+    let images = match status.images.is_empty() {
+        true => "no image is in use or cached".into(),
+        false => images(&status.images),
+    };
+    format!("{}\n{images}", head(status))
+}
+
+/// One mount and what its images do per second, the busiest first; nothing is known of that in the first
+/// look.
+pub fn activity(status: &MountStatus, rates: Option<Vec<Activity>>) -> String {
+    let mut rows: Vec<(&ImageStatus, Option<Activity>)> = match rates {
+        Some(rates) => status
+            .images
+            .iter()
+            .zip(rates.into_iter().map(Some))
+            .collect(),
+        None => status.images.iter().map(|image| (image, None)).collect(),
+    };
+    let busy = |row: &(_, Option<Activity>)| row.1.map_or(0.0, |rate| rate.operations());
+    rows.sort_by(|a, b| busy(b).total_cmp(&busy(a))); // stable: by name where they are equal
+    let known = rows.iter().filter_map(|(_, rate)| rate.as_ref());
+    let all = (known.clone().next().is_some()).then(|| Activity::sum(known));
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_header([
+        "IMAGE",
+        "RESIDENT",
+        "READS/s",
+        "READ MB/s",
+        "HITS",
+        "WRITES/s",
+        "WRITE MB/s",
+        "STORE/s",
+        "STORE MB/s",
+    ]);
+    let resident = status.images.iter().map(|image| image.resident_bytes).sum();
+    table.add_row(activity_row("all", resident, all));
+    for (image, rate) in rows {
+        table.add_row(activity_row(&image.name, image.resident_bytes, rate));
+    }
+    format!("{}\n{}", head(status), text_of(table, &[0]))
+}
+
+fn activity_row(name: &str, resident_bytes: u64, rate: Option<Activity>) -> [String; 9] {
+    let dash = || "-".to_owned();
+    let count =
+        |value: fn(&Activity) -> f64| rate.map_or_else(dash, |rate| format!("{:.0}", value(&rate)));
+    let megabytes = |value: fn(&Activity) -> f64| {
+        rate.map_or_else(dash, |rate| format!("{:.1}", value(&rate) / 1e6))
+    };
+    let hits = rate.filter(|rate| rate.reads > 0.0);
+    [
+        name.to_owned(),
+        size(resident_bytes),
+        count(|rate| rate.reads),
+        megabytes(|rate| rate.read_bytes),
+        hits.map_or_else(dash, |rate| {
+            format!("{:.1} %", rate.read_hits * 100.0 / rate.reads)
+        }),
+        count(|rate| rate.writes),
+        megabytes(|rate| rate.write_bytes),
+        count(|rate| rate.store_requests),
+        megabytes(|rate| rate.store_bytes),
+    ]
+}
+
+fn head(status: &MountStatus) -> String {
     let head = format!(
         "{} from {}, store {}, daemon {}",
         status.mountpoint,
@@ -26,11 +93,7 @@ pub fn mount(status: &MountStatus) -> String {
         state(status.store_state),
         status.pid
     );
-    let images = match status.images.is_empty() {
-        true => "no image is in use or cached".into(),
-        false => images(&status.images),
-    };
-    format!("{head}\n{}\n{images}", pool(&status.pool))
+    format!("{head}\n{}", pool(&status.pool))
 }
 
 fn state(state: StoreState) -> &'static str {
@@ -77,8 +140,13 @@ pub fn images(images: &[ImageStatus]) -> String {
     for image in images {
         table.add_row(row(image));
     }
+    text_of(table, &[0, 5])
+}
+
+/// Numbers to the right; `texts` are the columns that hold none.
+fn text_of(mut table: Table, texts: &[usize]) -> String {
     for (index, column) in table.column_iter_mut().enumerate() {
-        if index != 0 && index != 5 {
+        if !texts.contains(&index) {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }

@@ -60,11 +60,11 @@ impl TryFrom<String> for CacheSpec {
     }
 }
 
-/// Checks every device and then all of them together.
+/// Checks every device and then all of them together; against the mount point where one is given.
 pub(super) fn resolve(
     specs: &[CacheSpec],
     store: &Path,
-    mountpoint: &Path,
+    mountpoint: Option<&Path>,
 ) -> Result<Vec<CacheDevice>, Error> {
     let mut devices = Vec::with_capacity(specs.len());
     let mut seen = Vec::new();

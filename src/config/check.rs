@@ -66,7 +66,11 @@ pub(super) fn mountpoint_is_empty(path: &Path) -> Result<(), Error> {
 }
 
 /// A cache directory and what is to be known about it.
-pub(super) fn cache(path: &Path, store: &Path, mountpoint: &Path) -> Result<CachePlace, Error> {
+pub(super) fn cache(
+    path: &Path,
+    store: &Path,
+    mountpoint: Option<&Path>,
+) -> Result<CachePlace, Error> {
     let path = directory(path, Error::CacheMissing, Error::CacheNotDirectory)?;
     let (cache, store) = (path.clone(), store.to_path_buf());
     if lies_in(&cache, &store)? {
@@ -75,8 +79,9 @@ pub(super) fn cache(path: &Path, store: &Path, mountpoint: &Path) -> Result<Cach
     if lies_in(&store, &cache)? {
         return Err(Error::StoreInCache { store, cache });
     }
-    let mountpoint = mountpoint.to_path_buf();
-    if cache.starts_with(&mountpoint) || lies_in(&cache, &mountpoint).unwrap_or(false) {
+    let below = |outer: &Path| cache.starts_with(outer) || lies_in(&cache, outer).unwrap_or(false);
+    if let Some(mountpoint) = mountpoint.filter(|outer| below(outer)) {
+        let mountpoint = mountpoint.to_path_buf();
         return Err(Error::CacheUnderMountpoint { cache, mountpoint });
     }
     let about = fs::metadata(&path).map_err(|error| unreadable(&path, error))?;

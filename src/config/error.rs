@@ -57,6 +57,15 @@ pub enum Error {
         place: String,
         message: String,
     },
+    #[error("the configuration {} is for the {what} {}, not {}: correct it, or name another with --config", path.display(), configured.display(), typed.display())]
+    OtherPlace {
+        what: &'static str,
+        path: PathBuf,
+        configured: PathBuf,
+        typed: PathBuf,
+    },
+    #[error("the configuration {} names no {what}: add `{what} = \"/a/directory\"`, or give STORE and MOUNTPOINT", path.display())]
+    NoPlace { what: &'static str, path: PathBuf },
     #[error("{key} must be {wanted}")]
     Value {
         key: &'static str,

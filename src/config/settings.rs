@@ -1,5 +1,6 @@
 //! What can be set, by flag or in the configuration file (TOML), before it is checked.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,8 +19,14 @@ const DIRECTORY: &str = "/etc/flashside";
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct Settings {
+    /// In a file only, as is `mountpoint`: on the command line they are arguments.
+    pub store: Option<PathBuf>,
+    pub mountpoint: Option<PathBuf>,
     pub cache: Vec<CacheSpec>,
     pub read_only: Option<bool>,
+    /// A flag only: fstab asks for it with `user` and `noexec`.
+    #[serde(skip)]
+    pub no_exec: bool,
     pub store_deadline: Option<Span>,
     pub readahead: Option<Size>,
     pub stream_bypass: Option<SizeOrOff>,
@@ -31,6 +38,7 @@ pub struct Settings {
     pub store_user: Option<StoreUser>,
     pub control_uids: Option<Vec<u32>>,
     pub passthrough: Option<Passthrough>,
+    pub handover: Option<Handover>,
     /// Where metrics are served besides the control socket: a loopback address and a port.
     pub metrics_listen: Option<String>,
     /// In a file only.
@@ -43,6 +51,15 @@ pub struct Settings {
     /// A flag only: a file that breaks rule 3a would be forgotten there.
     #[serde(skip)]
     pub unsafe_no_in_doubt_marks: bool,
+    /// A flag only, as the one before.
+    #[serde(skip)]
+    pub unsafe_no_exactly_once: bool,
+    /// A flag only, as above: breaks the fence between two servers.
+    #[serde(skip)]
+    pub unsafe_no_fence: bool,
+    /// A flag only, as above: breaks what outlives a server.
+    #[serde(skip)]
+    pub unsafe_server_clones: bool,
 }
 
 /// Whether images may be opened on the passthrough plane.
@@ -54,16 +71,28 @@ pub enum Passthrough {
     Off,
 }
 
+/// Whether a mount outlives the process that serves it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Handover {
+    /// Where the system allows it.
+    Auto,
+    Off,
+}
+
 impl Settings {
     /// These settings where they say something, `file` elsewhere.
     pub fn over(self, file: Settings) -> Settings {
         Settings {
+            store: self.store.or(file.store),
+            mountpoint: self.mountpoint.or(file.mountpoint),
             cache: if self.cache.is_empty() {
                 file.cache
             } else {
                 self.cache
             },
             read_only: self.read_only.or(file.read_only),
+            no_exec: self.no_exec,
             store_deadline: self.store_deadline.or(file.store_deadline),
             readahead: self.readahead.or(file.readahead),
             stream_bypass: self.stream_bypass.or(file.stream_bypass),
@@ -75,6 +104,7 @@ impl Settings {
             store_user: self.store_user.or(file.store_user),
             control_uids: self.control_uids.or(file.control_uids),
             passthrough: self.passthrough.or(file.passthrough),
+            handover: self.handover.or(file.handover),
             metrics_listen: self.metrics_listen.or(file.metrics_listen),
             rule: file.rule,
             log_level: self.log_level.or(file.log_level),
@@ -82,40 +112,70 @@ impl Settings {
             simulate_bandwidth: self.simulate_bandwidth.or(file.simulate_bandwidth),
             simulate_once: self.simulate_once.or(file.simulate_once),
             unsafe_no_in_doubt_marks: self.unsafe_no_in_doubt_marks,
+            unsafe_no_exactly_once: self.unsafe_no_exactly_once,
+            unsafe_no_fence: self.unsafe_no_fence,
+            unsafe_server_clones: self.unsafe_server_clones,
         }
     }
 }
 
-/// The file the user named, or the default one where it exists, or nothing.
-pub(super) fn load_for(mountpoint: &Path, named: Option<&Path>) -> Result<Settings, Error> {
-    if let Some(path) = named {
-        return parse(path, &read(path)?);
-    }
-    let Some(path) = default_path(mountpoint) else {
-        return Ok(Settings::default());
-    };
-    match read(&path) {
-        Ok(text) => parse(&path, &text),
-        Err(Error::Unreadable { error, .. }) if error.kind() == io::ErrorKind::NotFound => {
-            Ok(Settings::default())
+/// The file of this name in `/etc/flashside`: `vms` is `/etc/flashside/vms.toml`.
+pub fn path_of(name: &OsStr) -> PathBuf {
+    let mut file = name.to_os_string();
+    file.push(".toml");
+    Path::new(DIRECTORY).join(file)
+}
+
+/// A configuration file as it was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileText {
+    pub path: PathBuf,
+    pub text: String,
+}
+
+impl FileText {
+    /// Reads the file the user named, or the default one of the mount point where it exists.
+    pub fn find(
+        mountpoint: Option<&Path>,
+        named: Option<&Path>,
+    ) -> Result<Option<FileText>, Error> {
+        if let Some(path) = named {
+            return FileText::read(path).map(Some);
         }
-        Err(error) => Err(error),
+        let Some(path) = mountpoint.and_then(default_path) else {
+            return Ok(None);
+        };
+        match FileText::read(&path) {
+            Ok(file) => Ok(Some(file)),
+            Err(Error::Unreadable { error, .. }) if error.kind() == io::ErrorKind::NotFound => {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reads `path`, which is kept as an absolute one.
+    pub fn read(path: &Path) -> Result<FileText, Error> {
+        let unreadable = |error| Error::Unreadable {
+            path: path.to_path_buf(),
+            error,
+        };
+        Ok(FileText {
+            text: fs::read_to_string(path).map_err(unreadable)?,
+            path: std::path::absolute(path).map_err(unreadable)?,
+        })
+    }
+
+    /// What it sets.
+    pub fn settings(&self) -> Result<Settings, Error> {
+        parse(&self.path, &self.text)
     }
 }
 
 /// `/etc/flashside/NAME.toml`, NAME being the last component of the mount point.
 fn default_path(mountpoint: &Path) -> Option<PathBuf> {
     let absolute = std::path::absolute(mountpoint).ok()?;
-    let mut name = absolute.file_name()?.to_os_string();
-    name.push(".toml");
-    Some(Path::new(DIRECTORY).join(name))
-}
-
-fn read(path: &Path) -> Result<String, Error> {
-    fs::read_to_string(path).map_err(|error| Error::Unreadable {
-        path: path.to_path_buf(),
-        error,
-    })
+    absolute.file_name().map(path_of)
 }
 
 fn parse(path: &Path, text: &str) -> Result<Settings, Error> {
@@ -144,18 +204,19 @@ mod tests {
 
     #[test]
     fn every_documented_key_is_read() {
-        let text = "cache = [\"/flash0@200G\"]\nread-only = true\nstore-deadline = \"10min\"\n\
+        let text = "store = \"/srv/images\"\nmountpoint = \"/vms\"\ncache = [\"/flash0@200G\"]\nread-only = true\nstore-deadline = \"10min\"\n\
             readahead = \"8M\"\nstream-bypass = \"off\"\nwrite-buffer = \"64M\"\nstore-threads = 8\nfuse-threads = 2\n\
             portable-session = true\nio-uring = false\n\
             store-user = \"0:0\"\ncontrol-uids = [107]\nlog-level = \"warn\"\n\
             simulate-latency = \"2ms\"\nsimulate-bandwidth = \"100M\"\nsimulate-once = \"/x\"\n\
-            passthrough = \"off\"\nmetrics-listen = \"127.0.0.1:9095\"\n[[rule]]\nmatch = \"golden/*\"\nimmutable = true\n";
+            passthrough = \"off\"\nhandover = \"off\"\nmetrics-listen = \"127.0.0.1:9095\"\n[[rule]]\nmatch = \"golden/*\"\nimmutable = true\n";
         let settings = parse(Path::new("/x/vms.toml"), text).expect("accepted");
         assert_eq!(settings.cache.len(), 1);
         assert_eq!(settings.control_uids, Some(vec![107]));
         assert_eq!(settings.stream_bypass, Some(SizeOrOff(None)));
         assert_eq!(settings.log_level, Some(LogLevel(log::LevelFilter::Warn)));
         assert_eq!(settings.passthrough, Some(Passthrough::Off));
+        assert_eq!(settings.handover, Some(Handover::Off));
         assert_eq!(settings.metrics_listen.as_deref(), Some("127.0.0.1:9095"));
         assert_eq!(settings.rule.len(), 1);
     }

@@ -16,6 +16,7 @@ use serde_json::Value;
 use tokio::net::UnixStream;
 
 use super::model::{Failure, MountStatus};
+use crate::handover::message::Outcome;
 use crate::image::status::ImageStatus;
 
 /// An answer longer than this is refused; some 100,000 images fit.
@@ -25,6 +26,8 @@ const ANSWER_BYTES_MAX: usize = 64 << 20;
 const FIRST_LINE_DEADLINE: Duration = Duration::from_secs(3600);
 /// Between two lines: the daemon tells how far it is several times a second.
 const LINE_DEADLINE: Duration = Duration::from_secs(30);
+/// A new program is found good or bad within this.
+const UPGRADE_DEADLINE: Duration = Duration::from_secs(40);
 /// How often a caller who wants to stop is looked for.
 const STOP_INTERVAL: Duration = Duration::from_millis(50);
 /// How long a daemon that drops connections is given to end.
@@ -70,6 +73,41 @@ pub fn image(
     match status {
         StatusCode::OK => parse(&body).map(Some),
         StatusCode::NOT_FOUND => Ok(None),
+        _ => Err(refused(status, &body)),
+    }
+}
+
+/// Has the mount handed over to `program`; returns once that has begun, which may end the process that
+/// was about to say so.
+pub fn upgrade(socket: &Path, program: &Path) -> Result<(), ClientError> {
+    let body = serde_json::json!({ "program": program }).to_string();
+    let asking = async {
+        let asked = match send(socket, Method::POST, "/v1/upgrade", body).await {
+            Ok(response) => whole(response).await,
+            Err(error) => Err(error),
+        };
+        let (status, body) = match asked {
+            Err(ClientError::Connection { .. } | ClientError::Answer(_)) => return Ok(()),
+            asked => asked?,
+        };
+        match status {
+            StatusCode::ACCEPTED => Ok(()),
+            _ => Err(ClientError::NotDone(message_of(status, &body))),
+        }
+    };
+    runtime(socket)?.block_on(async {
+        match tokio::time::timeout(UPGRADE_DEADLINE, asking).await {
+            Ok(asked) => asked,
+            Err(_) => Err(ClientError::Deadline(UPGRADE_DEADLINE)),
+        }
+    })
+}
+
+/// What came of the last upgrade of the mount.
+pub fn upgraded(socket: &Path, deadline: Duration) -> Result<Option<Outcome>, ClientError> {
+    let (status, body) = get(socket, "/v1/upgrade", deadline)?;
+    match status {
+        StatusCode::OK => parse(&body),
         _ => Err(refused(status, &body)),
     }
 }
@@ -208,6 +246,7 @@ async fn send(
         .method(method)
         .uri(resource)
         .header("host", "flashside")
+        .header("content-type", "application/json")
         .body(Full::new(Bytes::from(body)))
         .map_err(|error| ClientError::Answer(error.to_string()))?;
     sender.send_request(request).await.map_err(failed)

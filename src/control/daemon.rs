@@ -1,6 +1,7 @@
 //! The daemon as the control socket sees it: asks the rooms below what they know, none of which waits,
 //! and hands on what images are told to do.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use super::Source;
@@ -10,6 +11,8 @@ use super::model::{MountStatus, StoreState, path_text};
 use super::request::{Reply, Request};
 use crate::cache::Pool;
 use crate::config::Config;
+use crate::handover::message::Outcome;
+use crate::handover::{Kept, Ledger};
 use crate::image::Images;
 use crate::store::Store;
 use crate::store::executor::{Executor, Health};
@@ -22,6 +25,8 @@ pub struct Daemon {
     pool: Arc<Pool>,
     images: Arc<Images>,
     actions: Actions,
+    kept: Arc<Kept>,
+    ledger: Arc<Ledger>,
 }
 
 impl Daemon {
@@ -31,6 +36,8 @@ impl Daemon {
         executor: Arc<Executor>,
         pool: Arc<Pool>,
         images: Arc<Images>,
+        kept: Arc<Kept>,
+        ledger: Arc<Ledger>,
     ) -> Daemon {
         Daemon {
             mountpoint: path_text(&config.mountpoint),
@@ -39,12 +46,15 @@ impl Daemon {
             executor,
             pool,
             images,
+            kept,
+            ledger,
         }
     }
 }
 
 impl Source for Daemon {
     fn status(&self) -> MountStatus {
+        let standing = self.kept.standing();
         MountStatus {
             mountpoint: self.mountpoint.clone(),
             store: self.store.clone(),
@@ -53,7 +63,12 @@ impl Source for Daemon {
                 Health::Hanging => StoreState::Hanging,
                 Health::Failing => StoreState::Failing,
             },
-            pid: std::process::id(),
+            pid: self.kept.pid(),
+            serving_pid: std::process::id(),
+            restarts: self.ledger.restarts(),
+            resent_requests: self.ledger.resent_requests(),
+            handover: standing.state,
+            handover_reason: standing.reason,
             pool: self.pool.status(),
             images: self.images.status(),
         }
@@ -70,5 +85,13 @@ impl Source for Daemon {
 
     fn act(&self, request: Request, reply: Reply) {
         self.actions.act(request, reply);
+    }
+
+    fn upgrade(&self, program: &Path) -> Result<(), String> {
+        self.kept.upgrade(program)
+    }
+
+    fn upgraded(&self) -> Option<Outcome> {
+        self.kept.standing().upgrade
     }
 }

@@ -18,7 +18,11 @@ pub use daemon::Daemon;
 use metrics::Facts;
 pub use model::MountStatus;
 pub use request::{Lines, Reply, Request};
-pub use server::{Server, ServerError};
+pub use server::Server;
+
+use std::path::Path;
+
+use crate::handover::message::Outcome;
 
 /// Where the server gets what it tells.
 pub trait Source: Send + Sync {
@@ -28,4 +32,8 @@ pub trait Source: Send + Sync {
     fn facts(&self) -> Facts;
     /// Tells an image to do something. Returns at once; the answer may come later, from any thread.
     fn act(&self, request: Request, reply: Reply);
+    /// Hands the mount over to `program`; returns when that has begun. The error is a sentence.
+    fn upgrade(&self, program: &Path) -> Result<(), String>;
+    /// What came of the last upgrade.
+    fn upgraded(&self) -> Option<Outcome>;
 }

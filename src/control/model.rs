@@ -1,10 +1,11 @@
 //! What goes over the control socket. Field names are a documented interface.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::cache::status::PoolStatus;
+use crate::handover::message::State;
 use crate::image::status::ImageStatus;
 
 /// One mount: the answer to `GET /v1/status`.
@@ -15,8 +16,17 @@ pub struct MountStatus {
     /// Absolute.
     pub store: String,
     pub store_state: StoreState,
-    /// Process id of the daemon.
+    /// Process id of who stands for the mount: signals and service managers mean this one.
     pub pid: u32,
+    /// Process id of the server that answers now.
+    pub serving_pid: u32,
+    /// Servers that took over from one before.
+    pub restarts: u64,
+    /// Requests that the kernel sent again after a take-over.
+    pub resent_requests: u64,
+    pub handover: State,
+    /// Why no other server waits.
+    pub handover_reason: Option<String>,
     pub pool: PoolStatus,
     pub images: Vec<ImageStatus>,
 }
@@ -31,6 +41,14 @@ pub enum StoreState {
     Hanging,
     /// It answers, with errors.
     Failing,
+}
+
+/// The body of `POST /v1/upgrade`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UpgradeRequest {
+    /// The program to hand over to, absolute.
+    pub program: PathBuf,
 }
 
 /// The answer to `GET /v1/version`.

@@ -1,18 +1,9 @@
 //! The daemon's side of the control socket: a thread with a small runtime that sleeps until asked.
 //!
-//! # Invariants
-//! The socket's directory is 0700 and the socket 0600: only the user who mounted (and root) gets in.
-//! A socket file belongs to a living daemon or is replaced.
-//!
-//! # Order of steps
-//! Directory, then the stale socket goes, then bind, then 0600, then the thread. At the end the
-//! socket file goes first, so nobody connects to a daemon that has stopped listening.
+//! The socket itself is made, and taken away, by whoever keeps the mount: it outlives the servers.
 
-use std::fs::{self, DirBuilder, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::thread;
 
@@ -25,34 +16,18 @@ use tokio::sync::oneshot;
 
 use super::Source;
 use super::metrics::render;
-use super::model::{Failure, Version};
+use super::model::{Failure, UpgradeRequest, Version};
 use super::request::{Reply, Request};
 
-/// Why there is no control socket.
-#[derive(Debug, thiserror::Error)]
-pub enum ServerError {
-    #[error("another daemon answers at {}: wait until it has ended, or stop it", .0.display())]
-    InUse(PathBuf),
-    #[error("cannot make the control socket {}: {error}; look at its directory", path.display())]
-    Socket { path: PathBuf, error: io::Error },
-}
-
-/// A control socket being served. Dropping it stops the service and removes the socket.
+/// A control socket being served. Dropping it stops the service.
 pub struct Server {
-    path: PathBuf,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<thread::JoinHandle<()>>,
 }
 
 impl Server {
-    /// Listens on `path` and answers from `source`, in a thread of its own.
-    pub fn start(path: &Path, source: Arc<dyn Source>) -> Result<Server, ServerError> {
-        remove_stale(path)?;
-        let socket_error = |error| ServerError::Socket {
-            path: path.to_path_buf(),
-            error,
-        };
-        let listener = listen(path).map_err(socket_error)?;
+    /// Answers who comes to `listener`, which does not block, from `source`, in a thread of its own.
+    pub fn start(listener: UnixListener, source: Arc<dyn Source>) -> io::Result<Server> {
         let (stop, stopped) = oneshot::channel();
         let thread = thread::Builder::new()
             .name("control".into())
@@ -60,10 +35,8 @@ impl Server {
                 if let Err(error) = serve(listener, source, stopped) {
                     log::error!("the control socket is not served any more: {error}");
                 }
-            })
-            .map_err(socket_error)?;
+            })?;
         Ok(Server {
-            path: path.to_path_buf(),
             stop: Some(stop),
             thread: Some(thread),
         })
@@ -72,37 +45,11 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_file(&self.path) {
-            log::warn!("cannot remove {}: {error}", self.path.display());
-        }
         drop(self.stop.take());
         if let Some(thread) = self.thread.take() {
             let _ = thread.join(); // a panic there was already logged
         }
     }
-}
-
-/// Removes the socket of a daemon that is gone; one that still answers is left alone.
-fn remove_stale(path: &Path) -> Result<(), ServerError> {
-    match UnixStream::connect(path) {
-        Ok(_) => Err(ServerError::InUse(path.to_path_buf())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(_) => fs::remove_file(path).map_err(|error| ServerError::Socket {
-            path: path.to_path_buf(),
-            error,
-        }),
-    }
-}
-
-fn listen(path: &Path) -> io::Result<UnixListener> {
-    if let Some(dir) = path.parent() {
-        DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-        fs::set_permissions(dir, Permissions::from_mode(0o700))?;
-    }
-    let listener = UnixListener::bind(path)?;
-    fs::set_permissions(path, Permissions::from_mode(0o600))?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
 }
 
 /// Serves until `stopped` fires or its sender is gone. Open connections are not waited for.
@@ -127,6 +74,7 @@ fn router(source: Arc<dyn Source>) -> Router {
     Router::new()
         .route("/v1/version", get(|| async { Json(Version::own()) }))
         .route("/v1/status", get(status))
+        .route("/v1/upgrade", get(upgraded).post(upgrade))
         .route("/metrics", get(metrics))
         .route("/v1/images/{*name}", get(image).post(act))
         .fallback(|| async { failure(StatusCode::NOT_FOUND, "there is no such resource".into()) })
@@ -135,6 +83,24 @@ fn router(source: Arc<dyn Source>) -> Router {
 
 async fn status(State(source): State<Arc<dyn Source>>) -> Response {
     Json(source.status()).into_response()
+}
+
+/// What came of the last upgrade; null before the first.
+async fn upgraded(State(source): State<Arc<dyn Source>>) -> Response {
+    Json(source.upgraded()).into_response()
+}
+
+/// Answers once the new program is found good and the hand-over begins.
+async fn upgrade(
+    State(source): State<Arc<dyn Source>>,
+    Json(wanted): Json<UpgradeRequest>,
+) -> Response {
+    let asked = tokio::task::spawn_blocking(move || source.upgrade(&wanted.program)).await;
+    match asked {
+        Ok(Ok(())) => StatusCode::ACCEPTED.into_response(),
+        Ok(Err(why)) => failure(StatusCode::CONFLICT, why),
+        Err(error) => failure(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+    }
 }
 
 /// Prometheus' text.
@@ -195,6 +161,7 @@ fn failure(status: StatusCode, error: String) -> Response {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
     use std::sync::atomic::AtomicBool;
     use std::time::Duration;
 
@@ -204,6 +171,7 @@ mod tests {
     use crate::control::client::{self, ClientError};
     use crate::control::metrics::Facts;
     use crate::control::model::MountStatus;
+    use crate::handover::message::Outcome;
     use crate::image::status::ImageStatus;
 
     struct Fixed;
@@ -220,6 +188,14 @@ mod tests {
                 images: vec![image],
                 ..MountStatus::default()
             }
+        }
+
+        fn upgrade(&self, program: &Path) -> Result<(), String> {
+            Err(format!("no upgrade to {}", program.display()))
+        }
+
+        fn upgraded(&self) -> Option<Outcome> {
+            None
         }
 
         fn facts(&self) -> Facts {
@@ -248,11 +224,17 @@ mod tests {
 
     const SOON: Duration = Duration::from_secs(5);
 
+    fn start(path: &Path) -> Server {
+        let listener = UnixListener::bind(path).expect("bound");
+        listener.set_nonblocking(true).expect("a socket");
+        Server::start(listener, Arc::new(Fixed)).expect("started")
+    }
+
     #[test]
     fn the_client_gets_what_the_server_tells() {
         let dir = tempfile::tempdir().expect("a directory");
-        let path = dir.path().join("sub/mount.sock");
-        let server = Server::start(&path, Arc::new(Fixed)).expect("started");
+        let path = dir.path().join("mount.sock");
+        let server = start(&path);
         assert_eq!(
             client::status(&path, SOON).expect("answered"),
             Fixed.status()
@@ -261,7 +243,6 @@ mod tests {
         assert_eq!(image.map(|image| image.size_bytes), Some(7));
         assert_eq!(client::image(&path, "other", SOON).expect("answered"), None);
         drop(server);
-        assert!(!path.exists());
         assert!(matches!(
             client::status(&path, SOON),
             Err(ClientError::NobodyListens(_))
@@ -272,7 +253,7 @@ mod tests {
     fn an_image_is_told_what_to_do_and_answers_at_once_line_by_line_or_not_at_all() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("mount.sock");
-        let _server = Server::start(&path, Arc::new(Fixed)).expect("started");
+        let _server = start(&path);
         let act = |verb: &str| {
             let body = json!({"min": "2G"});
             let mut lines = Vec::new();
@@ -291,27 +272,6 @@ mod tests {
             let error = act(verb).expect_err("refused").to_string();
             assert!(error.contains(words), "{error}");
         }
-    }
-
-    #[test]
-    fn only_the_owner_gets_in() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let path = dir.path().join("sub/mount.sock");
-        let _server = Server::start(&path, Arc::new(Fixed)).expect("started");
-        let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
-        assert_eq!(mode(&path), 0o600);
-        assert_eq!(mode(path.parent().expect("a parent")), 0o700);
-    }
-
-    #[test]
-    fn a_stale_socket_is_replaced_and_a_living_one_is_not() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let path = dir.path().join("mount.sock");
-        drop(UnixListener::bind(&path).expect("bound"));
-        let _server = Server::start(&path, Arc::new(Fixed)).expect("replaced");
-        let second = Server::start(&path, Arc::new(Fixed));
-        assert!(matches!(second, Err(ServerError::InUse(_))));
-        assert!(client::status(&path, SOON).is_ok());
     }
 
     #[test]

@@ -3,17 +3,23 @@
 //! A *keeper* mounts, holds every descriptor of the connection and starts *servers*; one serves at a time.
 //! When it dies the next goes on: the kernel's requests, node numbers and open files stay what they are.
 //! What the next server has to know lies in the [`ledger`], memory that both map; the open files of the
-//! store are descriptors that the keeper holds as well ([`Holder`]).
+//! store are descriptors that the keeper holds as well ([`Holder`]). They speak over a [`Link`].
 //!
 //! Touches no room but itself: keeper and mount both speak these words.
 
+pub mod kept;
 pub mod ledger;
+pub mod link;
+pub mod message;
 
 use std::collections::HashMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+pub use kept::Kept;
 pub use ledger::Ledger;
+pub use link::{Came, Link};
+pub use message::Message;
 
 /// What a server begins with.
 pub struct Inheritance {

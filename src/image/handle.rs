@@ -79,6 +79,11 @@ impl Handle {
         self.image.id
     }
 
+    /// The store's file behind it.
+    pub fn store_file(&self) -> &Arc<dyn StoreFile> {
+        &self.file
+    }
+
     pub(super) fn is_released(&self) -> bool {
         self.released.load(Ordering::Acquire)
     }
@@ -181,7 +186,8 @@ impl Handle {
         image.changed();
         let announced = match entry.begin_write(offset_bytes, len_bytes) {
             Ok(announced) => announced,
-            Err(_) => {
+            Err(error) => {
+                image.tell_flash_failed(&error);
                 entry.disown();
                 return step(image, None);
             }

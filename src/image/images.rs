@@ -5,11 +5,13 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use dashmap::DashMap;
+use log::Level;
 use parking_lot::{Condvar, Mutex};
 
 use crate::cache::{Entry, Pool, Validated};
 use crate::config::Config;
 use crate::io::BufferPool;
+use crate::logs;
 use crate::store::executor::{Executor, Limits};
 use crate::store::{Attr, Error, ImageId, Result, StoreFile};
 
@@ -93,8 +95,7 @@ impl Images {
         pool: Arc<Pool>,
         store_is_local: bool,
     ) -> std::io::Result<Arc<Images>> {
-        let orphans = pool.all().iter().any(|entry| entry.is_frozen());
-        let awake = Arc::new(AtomicBool::new(orphans));
+        let awake = Arc::new(AtomicBool::new(pool.has_orphans()));
         let flash_limits = Limits {
             threads_max: FLASH_THREADS,
             queue_max: FLASH_QUEUE,
@@ -170,6 +171,18 @@ impl Images {
         write: bool,
     ) -> Result<Arc<Handle>> {
         self.check_version(name, attr)?;
+        Ok(self.go_on(name, file, attr, write))
+    }
+
+    /// As [`Images::open`] for a handle that an earlier server has opened: it goes on whatever its image has
+    /// become.
+    pub fn go_on(
+        self: &Arc<Self>,
+        name: &str,
+        file: Arc<dyn StoreFile>,
+        attr: &Attr,
+        write: bool,
+    ) -> Arc<Handle> {
         let image = {
             let entry = self.open.entry(attr.id);
             let image =
@@ -184,7 +197,7 @@ impl Images {
             *settle_with = Some(file.clone());
         }
         drop(settle_with);
-        Ok(Arc::new(Handle::new(image, file, attr.validator())))
+        Arc::new(Handle::new(image, file, attr.validator()))
     }
 
     /// Rule 14 waives rule 7 for handles that read directly, not for later ones.
@@ -195,10 +208,12 @@ impl Images {
         };
         match entry {
             Some(entry) if !entry.is_version(&attr.validator()) => {
-                log::warn!(
-                    "image {name}: changed in the store while it is read directly; it opens again when those who read \
-                     the old version have closed it"
-                );
+                logs::say(Level::Warn, "changed", name, || {
+                    format!(
+                        "image {name}: changed in the store while it is read directly; it opens again when those who \
+                         read the old version have closed it"
+                    )
+                });
                 Err(Error::from_errno(libc::ESTALE))
             }
             _ => Ok(()),

@@ -8,6 +8,7 @@
 use std::path::Path;
 
 use crate::config::Rules;
+use crate::logs;
 use crate::store::{Caller, Error, ImageId, Result, Store};
 
 use super::images::Images;
@@ -39,7 +40,10 @@ pub enum NotSet {
 impl NotSet {
     /// As an errno, with the sentence in the log.
     pub fn logged(self, path: &Path) -> Error {
-        log::warn!("image {}: immutable is not changed: {self}", path.display());
+        let name = path.to_string_lossy();
+        logs::say(log::Level::Warn, "immutable", &name, || {
+            format!("image {name}: immutable is not changed: {self}")
+        });
         match self {
             NotSet::Written | NotSet::ReadDirectly => Error::from_errno(libc::EBUSY),
             NotSet::ReadOnly => Error::from_errno(libc::EROFS),

@@ -153,8 +153,22 @@ impl Image {
     /// A guest gets an error: one line, or a count where it happens again and again.
     fn tell_failed(&self, what: &'static str, error: &Error) {
         let name = self.name();
-        let line = || format!("image {name}: a {what} failed: {error}");
+        let line = || format!("image {name}: a {what} failed: {error}; its guest was told");
         logs::say(Level::Warn, what, &name, line);
+    }
+
+    /// A change cannot be announced on flash; not told again of an image whose cache was given up.
+    fn tell_flash_failed(&self, error: &std::io::Error) {
+        if error.raw_os_error() == Some(libc::ENODEV) {
+            return;
+        }
+        let name = self.name();
+        let line = || {
+            format!(
+                "image {name}: its cache cannot be written: {error}; it is served from the store for now"
+            )
+        };
+        logs::say(Level::Warn, "flash", &name, line);
     }
 
     fn store_is_local(&self) -> bool {
@@ -207,10 +221,6 @@ impl Image {
     /// An fsync of the store failed: what it holds of the writes since the last one is unknown, so the
     /// cache forgets them (rule 3a).
     fn store_lost_writes(&self) {
-        log::warn!(
-            "image {}: fsync in the store failed; unflushed regions leave the cache",
-            self.name()
-        );
         if let Some(entry) = self.entry() {
             entry.drop_regions(&entry.doubtful_regions());
         }

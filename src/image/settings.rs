@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::config::Rules;
+use crate::logs;
 use crate::store::{Caller, ImageId, Result, Store};
 
 const FILE: &str = "settings.json";
@@ -51,9 +52,12 @@ impl ImageSettings {
             }
         };
         Ok(serde_json::from_slice(&bytes).unwrap_or_else(|error| {
-            log::warn!(
-                "the settings of image {id} in the store are not understood and not used: {error}"
-            );
+            let image = id.to_string();
+            logs::say(log::Level::Warn, "settings", &image, || {
+                format!(
+                    "the settings of image {id} in the store are not understood and not used: {error}; set them again"
+                )
+            });
             ImageSettings::default()
         }))
     }

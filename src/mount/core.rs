@@ -1,6 +1,7 @@
 //! What all operations of a mount share, and how they ask the store: on the executor, with the
 //! answer moved along, so that no FUSE thread ever waits for the store.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -11,13 +12,15 @@ use super::caller::Callers;
 use super::files::OpenFile;
 use super::handles::Handles;
 use super::kernel::Kernel;
+use super::legacy::Legacy;
 use super::listing::{Listings, OpenDir};
 use super::nodes::{Inode, Nodes};
 use super::plane::Planes;
+use super::take_on::Missing;
 use crate::config::Config;
 use crate::image::Images;
 use crate::store::executor::Executor;
-use crate::store::{Attr, Caller, Error, Kind, Result, StatFs, Store};
+use crate::store::{Attr, Caller, Error, Kind, Node, Result, StatFs, Store};
 
 /// A mount: its tables, and what it works with.
 pub struct Core {
@@ -28,9 +31,14 @@ pub struct Core {
     pub nodes: Nodes,
     pub files: Handles<OpenFile>,
     pub dirs: Handles<OpenDir>,
+    /// Files of servers before that are not, or not yet, taken on.
+    pub missing: Missing,
+    pub legacy: Legacy,
     pub listings: Listings,
     pub last_stat_fs: Mutex<Option<StatFs>>,
     pub read_only: bool,
+    /// Requests that must not be repeated are guarded. Off only to see tests fail.
+    pub exactly_once: bool,
     pub planes: Planes,
     pub control_uids: Vec<u32>,
     pub control_socket: PathBuf,
@@ -39,7 +47,8 @@ pub struct Core {
 }
 
 impl Core {
-    /// The state of a new mount that keeps at most about `inodes_max` inodes.
+    /// The state of a mount that keeps at most about `inodes_max` inodes and leaves to others what
+    /// `legacy` says; empty, before anything is taken on.
     pub fn new(
         config: &Config,
         store: Arc<dyn Store>,
@@ -47,15 +56,19 @@ impl Core {
         executor: Arc<Executor>,
         control_socket: &Path,
         inodes_max: usize,
+        legacy: Legacy,
     ) -> Core {
         Core {
-            nodes: Nodes::new(store.root(), inodes_max),
+            nodes: Nodes::new(store.root(), inodes_max, legacy.ledger.clone()),
             store,
             images,
             executor,
             callers: Callers::new(config.store_user),
             files: Handles::default(),
             dirs: Handles::default(),
+            missing: Missing::default(),
+            legacy,
+            exactly_once: config.exactly_once,
             listings: Listings::default(),
             last_stat_fs: Mutex::new(None),
             read_only: config.read_only,
@@ -64,6 +77,12 @@ impl Core {
             control_socket: control_socket.to_owned(),
             kernel: OnceLock::new(),
         }
+    }
+
+    /// Tells the inode table what a name leads to, as the kernel is about to hear it.
+    pub fn enter(&self, parent: u64, name: &OsStr, node: Node, attr: &Attr) -> Arc<Inode> {
+        let token = self.store.token(&node);
+        self.nodes.enter(parent, name, node, token.as_deref(), attr)
     }
 
     /// The inode of a number the kernel gave; ESTALE if we never told it that number.

@@ -1,16 +1,20 @@
 //! Operations on open files: each goes to the image that the file is.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::again::Making;
 use super::answer::{Answer, Entry, Opened, open_mode, refuse};
 use super::core::{Core, with};
 use super::nodes::Inode;
-use crate::image::plane::{Seat, Why};
+use super::once::Once;
+use super::take_on::Lack;
+use crate::handover::ledger::files::{CarriedFile, FileSlot};
+use crate::image::plane::{Plane, Seat, Why};
 use crate::image::{Handle, Permit, ReadDone};
-use crate::store::{Attr, Caller, Error, Node, OpenMode, Result, SetAttr, StoreFile};
+use crate::store::{Attr, Caller, Error, Kind, Node, OpenMode, Result, SetAttr, StoreFile};
 
 /// One copy_file_range copies at most this, in bytes; the caller goes on from there.
 const COPY_BYTES_MAX: u64 = 1 << 30;
@@ -22,13 +26,59 @@ pub struct OpenFile {
     pub write: bool,
     /// Given back at the release.
     seat: Mutex<Option<Seat>>,
+    /// Where it is in the ledger, if it is carried.
+    slot: Option<FileSlot>,
+}
+
+/// Who opens a file, how, and by which request.
+pub struct Opening {
+    pub who: Caller,
+    pub mode: OpenMode,
+    pub once: Once,
+}
+
+/// What a creation has led to.
+enum Created {
+    New(Node, Attr, Arc<dyn StoreFile>),
+    /// By the same request, when a server before carried it out; with the handle that it made then.
+    Before(Attr, u64, Arc<OpenFile>),
+}
+
+impl OpenFile {
+    pub fn new(
+        handle: Arc<Handle>,
+        inode: Arc<Inode>,
+        seat: Seat,
+        write: bool,
+        slot: Option<FileSlot>,
+    ) -> OpenFile {
+        inode.opened();
+        OpenFile {
+            handle,
+            inode,
+            write,
+            seat: Mutex::new(Some(seat)),
+            slot,
+        }
+    }
+
+    /// The backing id, while the kernel reads it itself.
+    fn backing(&self) -> Option<u32> {
+        self.seat.lock().as_ref().and_then(Seat::backing)
+    }
 }
 
 impl Core {
     /// The open file of a number the kernel gave.
     pub fn file(&self, number: u64) -> Result<Arc<OpenFile>> {
         let file = self.files.get(number);
-        file.ok_or_else(|| Error::from_errno(libc::EBADF))
+        file.ok_or_else(|| self.no_file(number))
+    }
+
+    #[cold]
+    fn no_file(&self, number: u64) -> Error {
+        let errno = self.missing.errno(number).unwrap_or(libc::EBADF);
+        Error::from_errno(errno)
     }
 
     /// Opens a store file and reads its attributes through the new descriptor (rule 7).
@@ -56,45 +106,92 @@ impl Core {
         self.images.open(&name, file, attr, mode.write)
     }
 
+    /// Joins a file that the kernel serves since an earlier server.
+    pub fn go_on(
+        &self,
+        inode: &Arc<Inode>,
+        file: Arc<dyn StoreFile>,
+        attr: &Attr,
+        mode: OpenMode,
+    ) -> Arc<Handle> {
+        let path = self.nodes.path(inode.nodeid);
+        let name = path.to_string_lossy();
+        self.images.go_on(&name, file, attr, mode.write)
+    }
+
     /// Makes an open image an open file with a number. EIO when the mount is ending.
     pub fn opened(
         &self,
         inode: Arc<Inode>,
         handle: Arc<Handle>,
         seat: Seat,
-        mode: OpenMode,
+        opening: &Opening,
     ) -> Result<Opened> {
-        inode.opened();
-        let backing = seat.backing();
-        let file = OpenFile {
-            handle,
-            inode,
+        let (mode, who, backing) = (opening.mode, &opening.who, seat.backing());
+        let carried = CarriedFile {
+            number: self.legacy.ledger.next_handle(),
+            nodeid: inode.nodeid,
+            unique: opening.once.unique(),
+            read: mode.read,
             write: mode.write,
-            seat: Mutex::new(Some(seat)),
+            sync: mode.sync,
+            why: match seat.plane() {
+                Plane::Daemon(why) => why.number(),
+                Plane::Passthrough => 0,
+            },
+            backing,
+            uid: who.uid,
+            gid: who.gid,
+            groups: who.groups.to_vec(),
+            closing: false,
         };
-        match self.files.insert(Arc::new(file)) {
-            Ok(number) => Ok(Opened { number, backing }),
+        let number = carried.number;
+        let slot = (self.legacy).file_opened(&carried, handle.store_file().as_ref());
+        let file = OpenFile::new(handle, inode, seat, mode.write, slot);
+        match self.files.insert(number, Arc::new(file)) {
+            Ok(()) => Ok(Opened { number, backing }),
             Err(file) => {
-                close(&file);
+                self.close(number, &file);
                 Err(Error::from_errno(libc::EIO))
             }
         }
     }
 
-    pub fn open(self: &Arc<Self>, who: Caller, nodeid: u64, flags: i32, answer: Answer<Opened>) {
+    pub fn open(
+        self: &Arc<Self>,
+        who: Caller,
+        nodeid: u64,
+        flags: i32,
+        once: Once,
+        answer: Answer<Opened>,
+    ) {
         let mode = open_mode(flags);
+        if let Some(number) = self.opened_before(&once) {
+            self.close_file(number);
+        }
         if mode.write && self.read_only {
             return refuse(answer, libc::EROFS);
         }
         with(answer, self.inode(nodeid), |answer, inode| {
             let (finder, core, asked) = (self.clone(), self.clone(), inode.clone());
+            let opening = Opening { who, mode, once };
+            let who = opening.who.clone();
             let find = move || finder.find(&who, &asked, mode);
             self.executor.submit("open", find, move |found| {
                 with(answer, found, |answer, found| {
-                    core.take_plane(inode, found, mode, answer);
+                    core.take_plane(inode, found, opening, answer);
                 });
             });
         });
+    }
+
+    /// The file that this request opened when a server before carried it out, told once.
+    fn opened_before(&self, once: &Once) -> Option<u64> {
+        if !once.is_sent_again() {
+            return None;
+        }
+        let mut requests = self.legacy.files_by_request.lock();
+        requests.remove(&once.unique())
     }
 
     pub fn create(
@@ -103,28 +200,95 @@ impl Core {
         (parent, name): (u64, OsString),
         (permissions, umask): (u32, u32),
         flags: i32,
+        once: Once,
         answer: Answer<(Entry, Opened)>,
     ) {
         let mode = open_mode(flags);
         let exclusive = flags & libc::O_EXCL != 0;
         with(answer, self.inode(parent), |answer, dir| {
             let (nodeid, told) = (dir.nodeid, name.clone());
+            let opening = Opening { who, mode, once };
+            let (who, once) = (opening.who.clone(), opening.once.clone());
             self.ask(
                 "create",
                 answer,
                 move |core| {
+                    if let Some(before) = core.created_and_opened_before(&once) {
+                        return before;
+                    }
                     let permissions = core.masked(&who, &dir, permissions, umask);
-                    core.store
-                        .create(&who, &dir.node, &name, permissions, mode)
+                    once.asks([None, None]);
+                    let made = core.store.create(&who, &dir.node, &name, permissions, mode);
+                    core.or_created_before(made, &who, (&dir, &name), mode, &once)
                         .map_err(|error| found_meanwhile(error, exclusive))
                 },
-                move |core, (node, attr, file)| {
-                    let inode = core.nodes.enter(nodeid, &told, node, &attr);
-                    let entry = core.entry(&inode, &attr);
-                    Ok((entry, core.opened_new(inode, file, &attr, mode)?))
-                },
+                move |core, created| core.created(nodeid, &told, created, &opening),
             );
         });
+    }
+
+    fn created(
+        &self,
+        parent: u64,
+        name: &OsStr,
+        created: Created,
+        opening: &Opening,
+    ) -> Result<(Entry, Opened)> {
+        match created {
+            Created::New(node, attr, file) => {
+                let inode = self.enter(parent, name, node, &attr);
+                let entry = self.entry(&inode, &attr);
+                Ok((entry, self.opened_new(inode, file, &attr, opening)?))
+            }
+            Created::Before(attr, number, file) => {
+                let inode = self.enter(parent, name, file.inode.node.clone(), &attr);
+                let entry = self.entry(&inode, &attr);
+                let backing = file.backing();
+                Ok((entry, Opened { number, backing }))
+            }
+        }
+    }
+
+    /// The file that this request made and opened when a server before carried it out.
+    fn created_and_opened_before(&self, once: &Once) -> Option<Result<Created>> {
+        let number = self.opened_before(once)?;
+        let Some(file) = self.files.get(number) else {
+            self.close_file(number); // it could not be taken on
+            return None;
+        };
+        let attr = self.store.attr(&self.callers.own(), &file.inode.node);
+        Some(attr.map(|attr| Created::Before(attr, number, file)))
+    }
+
+    /// What was made; after EEXIST, what this request made when it came before and did not get to open. Its
+    /// permissions may forbid to open it now what its creation opened, so the daemon does it.
+    fn or_created_before(
+        &self,
+        made: Result<(Node, Attr, Arc<dyn StoreFile>)>,
+        who: &Caller,
+        (dir, name): (&Inode, &OsStr),
+        mode: OpenMode,
+        once: &Once,
+    ) -> Result<Created> {
+        let error = match made {
+            Ok((node, attr, file)) => return Ok(Created::New(node, attr, file)),
+            Err(error) => error,
+        };
+        let wanted = Making::Kind(Kind::File);
+        let before = match error.errno() {
+            libc::EEXIST => self.made_before(who, dir, name, &wanted, once),
+            _ => None,
+        };
+        let Some((node, attr)) = before else {
+            return once.told(Err(error));
+        };
+        let file = match self.store.open(who, &node, mode) {
+            Err(refused) if refused.errno() == libc::EACCES => {
+                self.store.open(&self.callers.own(), &node, mode)?
+            }
+            opened => opened?,
+        };
+        Ok(Created::New(node, attr, file))
     }
 
     /// Opens an image that has just been made. Nobody can have said yet that it is immutable, and a rule that
@@ -134,16 +298,16 @@ impl Core {
         inode: Arc<Inode>,
         file: Arc<dyn StoreFile>,
         attr: &Attr,
-        mode: OpenMode,
+        opening: &Opening,
     ) -> Result<Opened> {
-        let seats = &self.images.seats;
+        let (seats, mode) = (&self.images.seats, opening.mode);
         let seat = match mode.write {
             true => Some(seats.sit_to_write(inode.id)?),
             false => seats.sit_to_read(inode.id, Some(Why::NotImmutable))?,
         };
         let seat = seat.ok_or_else(|| Error::from_errno(libc::EIO))?;
         let handle = self.join(&inode, file, attr, mode)?;
-        self.opened(inode, handle, seat, mode)
+        self.opened(inode, handle, seat, opening)
     }
 
     pub fn read(&self, number: u64, offset: u64, length: u32, done: ReadDone) {
@@ -250,10 +414,32 @@ impl Core {
     }
 
     pub fn release(&self, number: u64, answer: Answer<()>) {
-        if let Some(file) = self.files.remove(number) {
-            close(&file);
-        }
+        self.close_file(number);
         answer(Ok(()));
+    }
+
+    /// Closes a file, if it is there.
+    pub fn close_file(&self, number: u64) {
+        if let Some(lack) = self.missing.remove(number) {
+            self.close_missing(number, lack);
+        } else if let Some(file) = self.files.remove(number) {
+            self.close(number, &file);
+        }
+    }
+
+    fn close(&self, number: u64, file: &OpenFile) {
+        file.handle.release();
+        file.inode.closed();
+        self.legacy.file_closing(file.slot);
+        let seat = file.seat.lock().take();
+        drop(seat);
+        self.legacy.file_closed(number, file.slot);
+    }
+
+    fn close_missing(&self, number: u64, lack: Lack) {
+        self.legacy.file_closing(Some(lack.slot));
+        drop(lack.seat);
+        self.legacy.file_closed(number, Some(lack.slot));
     }
 
     pub fn allocate(
@@ -297,18 +483,16 @@ impl Core {
 
     /// Closes every file that the kernel did not, as it ends without saying so.
     pub fn release_all(&self) {
-        for file in self.files.close() {
-            close(&file);
+        for (number, file) in self.files.close() {
+            self.close(number, &file);
         }
-        self.dirs.close();
+        for (number, lack) in self.missing.clear() {
+            self.close_missing(number, lack);
+        }
+        for (_, dir) in self.dirs.close() {
+            self.legacy.dir_closed(dir.slot);
+        }
     }
-}
-
-fn close(file: &OpenFile) {
-    file.handle.release();
-    file.inode.closed();
-    let seat = file.seat.lock().take();
-    drop(seat);
 }
 
 /// The kernel asks for a creation because it saw no such name. If one has come up meanwhile (another

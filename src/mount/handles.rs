@@ -3,14 +3,13 @@
 //! *Locking*: the map's guard is never held while an item is used or dropped.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use dashmap::DashMap;
 
-/// Open items by number. Numbers are never used again.
+/// Open items by number. Numbers come from the ledger, and are never used again.
 pub struct Handles<T> {
     items: DashMap<u64, Arc<T>>,
-    next: AtomicU64,
     closed: AtomicBool,
 }
 
@@ -18,21 +17,20 @@ impl<T> Default for Handles<T> {
     fn default() -> Self {
         Handles {
             items: DashMap::new(),
-            next: AtomicU64::new(1),
             closed: AtomicBool::new(false),
         }
     }
 }
 
 impl<T> Handles<T> {
-    /// Gives `item` a number. After [`Handles::close`] nobody could give it back: it is returned.
-    pub fn insert(&self, item: Arc<T>) -> Result<u64, Arc<T>> {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
+    /// Makes `item` what `number` means. After [`Handles::close`] nobody could give it back: it is
+    /// returned.
+    pub fn insert(&self, number: u64, item: Arc<T>) -> Result<(), Arc<T>> {
         self.items.insert(number, item);
         if self.closed.load(Ordering::SeqCst) {
-            return self.remove(number).map_or(Ok(number), Err);
+            return self.remove(number).map_or(Ok(()), Err);
         }
-        Ok(number)
+        Ok(())
     }
 
     pub fn get(&self, number: u64) -> Option<Arc<T>> {
@@ -44,12 +42,12 @@ impl<T> Handles<T> {
     }
 
     /// Takes out everything; later insertions fail.
-    pub fn close(&self) -> Vec<Arc<T>> {
+    pub fn close(&self) -> Vec<(u64, Arc<T>)> {
         self.closed.store(true, Ordering::SeqCst);
         let numbers: Vec<u64> = self.items.iter().map(|item| *item.key()).collect();
         numbers
             .into_iter()
-            .filter_map(|number| self.remove(number))
+            .filter_map(|number| Some((number, self.remove(number)?)))
             .collect()
     }
 }
@@ -61,10 +59,10 @@ mod tests {
     #[test]
     fn after_closing_nothing_stays_behind() {
         let handles = Handles::default();
-        let one = handles.insert(Arc::new("a")).expect("open");
-        assert_eq!(handles.get(one).as_deref(), Some(&"a"));
+        handles.insert(7, Arc::new("a")).expect("open");
+        assert_eq!(handles.get(7).as_deref(), Some(&"a"));
         assert_eq!(handles.close().len(), 1);
-        assert!(handles.insert(Arc::new("b")).is_err());
+        assert!(handles.insert(8, Arc::new("b")).is_err());
         assert!(handles.close().is_empty());
     }
 }

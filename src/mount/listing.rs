@@ -13,6 +13,8 @@ use parking_lot::Mutex;
 use super::answer::{Answer, Listed, ListedName, Opened, refuse};
 use super::core::{Core, with};
 use super::nodes::Inode;
+use super::once::Once;
+use crate::handover::ledger::dirs::{CarriedDir, DirSlot};
 use crate::store::{Caller, DirEntry, Error, Kind, Result};
 
 /// Entries read from the store at once.
@@ -33,6 +35,8 @@ const COOKIE_UNSHIFTED: u64 = i64::MAX as u64 - 2;
 pub struct OpenDir {
     inode: Arc<Inode>,
     batch: Mutex<Batch>,
+    /// Where it is in the ledger, if it is carried.
+    pub slot: Option<DirSlot>,
 }
 
 /// What was read ahead of the kernel.
@@ -59,31 +63,61 @@ struct Remembered {
 }
 
 impl Core {
-    pub fn open_dir(self: &Arc<Self>, who: Caller, nodeid: u64, answer: Answer<Opened>) {
+    pub fn open_dir(
+        self: &Arc<Self>,
+        who: Caller,
+        nodeid: u64,
+        once: Once,
+        answer: Answer<Opened>,
+    ) {
+        self.close_dir_opened_before(&once);
         with(answer, self.inode(nodeid), |answer, inode| {
             let (asked, known) = (inode.clone(), inode.nodeid);
             self.ask_or(
                 "opendir",
                 answer,
                 move |core| core.store.read_dir(&who, &asked.node, 0, BATCH_ENTRIES),
-                move |core, entries| core.dir_opened(inode, entries),
+                move |core, entries| core.dir_opened(inode, entries, &once),
                 move |core| Some(core.listings.get(known)?.to_vec()),
             );
         });
     }
 
-    fn dir_opened(&self, inode: Arc<Inode>, entries: Vec<DirEntry>) -> Result<Opened> {
-        let dir = OpenDir {
-            inode,
-            batch: Mutex::new(Batch::default()),
-        };
+    fn dir_opened(&self, inode: Arc<Inode>, entries: Vec<DirEntry>, once: &Once) -> Result<Opened> {
+        let number = self.legacy.ledger.next_handle();
+        let slot = self.legacy.dir_opened(&CarriedDir {
+            number,
+            nodeid: inode.nodeid,
+            unique: once.unique(),
+        });
+        let dir = OpenDir::new(inode, slot);
         dir.take_batch(self, 0, entries, true);
-        match self.dirs.insert(Arc::new(dir)) {
-            Ok(number) => Ok(Opened {
+        match self.dirs.insert(number, Arc::new(dir)) {
+            Ok(()) => Ok(Opened {
                 number,
                 backing: None,
             }),
-            Err(_) => Err(Error::from_errno(libc::EIO)), // the mount is ending
+            Err(dir) => {
+                self.legacy.dir_closed(dir.slot);
+                Err(Error::from_errno(libc::EIO)) // the mount is ending
+            }
+        }
+    }
+
+    /// The kernel never heard of a directory that this request opened when a server before carried it out.
+    fn close_dir_opened_before(&self, once: &Once) {
+        if !once.is_sent_again() {
+            return;
+        }
+        let before = self.legacy.dirs_by_request.lock().remove(&once.unique());
+        if let Some(number) = before {
+            self.close_dir(number);
+        }
+    }
+
+    fn close_dir(&self, number: u64) {
+        if let Some(dir) = self.dirs.remove(number) {
+            self.legacy.dir_closed(dir.slot);
         }
     }
 
@@ -134,7 +168,7 @@ impl Core {
     }
 
     pub fn release_dir(&self, number: u64, answer: Answer<()>) {
-        self.dirs.remove(number);
+        self.close_dir(number);
         answer(Ok(()));
     }
 
@@ -151,6 +185,15 @@ impl Core {
 }
 
 impl OpenDir {
+    /// One that nothing is read of yet.
+    pub fn new(inode: Arc<Inode>, slot: Option<DirSlot>) -> OpenDir {
+        OpenDir {
+            inode,
+            batch: Mutex::default(),
+            slot,
+        }
+    }
+
     /// Entries after `cookie` that are at hand. None: ask the store.
     fn batched(&self, cookie: u64, from_start: bool) -> Option<(Arc<Vec<DirEntry>>, usize)> {
         let mut batch = self.batch.lock();

@@ -11,6 +11,7 @@
 //! *Order of steps* at the end: the FUSE threads end, then every file still open is released, then
 //! [`serve`] returns; after that nothing of the mount is used any more.
 
+mod again;
 mod answer;
 mod backing;
 mod caller;
@@ -18,14 +19,17 @@ mod core;
 mod files;
 mod handles;
 mod kernel;
+mod legacy;
 mod listing;
 mod names;
 mod nodes;
+mod once;
 mod plane;
 mod point;
 mod portable;
 mod session;
 mod stat;
+mod take_on;
 mod xattr;
 
 use std::collections::HashMap;
@@ -37,10 +41,12 @@ use std::thread;
 use std::time::Duration;
 
 pub use self::portable::Connection;
+pub use self::session::Brake;
 pub use point::{Occupant, clear_dead_mount, occupant, unmount};
 
 use self::core::Core;
 use self::kernel::Kernel;
+use self::legacy::Legacy;
 use self::portable::Portable;
 use self::session::{Device, Session};
 use crate::config::Config;
@@ -58,7 +64,8 @@ const FORGET_PAUSE: Duration = Duration::from_millis(1);
 const FORGET_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// Serves the mount that `inheritance` belongs to until it is unmounted, and calls `ready` once requests
-/// are answered. All FUSE threads have ended and all files are released when this returns.
+/// are answered, with the brake for a hand-over. All FUSE threads have ended and all files are released when
+/// this returns.
 ///
 /// An inheritance without descriptors ([`portable_session`]) is of no mount yet: fuser makes it and serves
 /// it. `control_socket` is what `user.flashside.control` shows on the root. Fails where the mount is refused.
@@ -68,19 +75,35 @@ pub fn serve(
     images: Arc<Images>,
     executor: Arc<Executor>,
     control_socket: &Path,
-    inheritance: Inheritance,
-    ready: impl FnOnce(),
+    mut inheritance: Inheritance,
+    ready: impl FnOnce(Option<Brake>),
 ) -> io::Result<()> {
     // SAFETY: umask takes a plain number and cannot fail.
     unsafe { libc::umask(0) };
     let inodes_max = INODES_MAX.min(raise_file_limit() / 2);
-    let core = Core::new(config, store, images, executor, control_socket, inodes_max);
+    let legacy = Legacy::new(inheritance.ledger.clone(), inheritance.holder.clone());
+    let core = Core::new(
+        config,
+        store,
+        images,
+        executor,
+        control_socket,
+        inodes_max,
+        legacy,
+    );
     let core = Arc::new(core);
+    if let Some(last) = inheritance.devices.last() {
+        core.planes.negotiated(inheritance.negotiated.passthrough);
+        core.planes.begin(last.try_clone());
+    }
+    if inheritance.succeeds {
+        core.take_on(std::mem::take(&mut inheritance.files));
+    }
     let serving = Serving::start(config, &core, inheritance)?;
     let kernel = core.kernel.get_or_init(|| serving.kernel()).clone();
     let forgetter = start_forgetter(core.clone(), kernel);
     core.learn_root();
-    ready();
+    ready(serving.brake());
     serving.wait();
     core.nodes.close();
     core.release_all();
@@ -130,13 +153,11 @@ enum Serving {
 impl Serving {
     /// Begins to serve, as the configuration asks.
     fn start(config: &Config, core: &Arc<Core>, inheritance: Inheritance) -> io::Result<Serving> {
-        let Some(last) = inheritance.devices.last() else {
+        if inheritance.devices.is_empty() {
             let portable = Portable::start(config, core)?;
             core.planes.begin(portable.device());
             return Ok(Serving::Portable(portable));
-        };
-        core.planes.negotiated(inheritance.negotiated.passthrough);
-        core.planes.begin(last.try_clone());
+        }
         let resend = inheritance.succeeds && inheritance.negotiated.resend;
         let session = Session::start(core, inheritance.devices, config.io_uring, resend)?;
         Ok(Serving::Own(session))
@@ -146,6 +167,13 @@ impl Serving {
         match self {
             Serving::Own(session) => session.kernel(),
             Serving::Portable(portable) => portable.kernel(),
+        }
+    }
+
+    fn brake(&self) -> Option<Brake> {
+        match self {
+            Serving::Own(session) => Some(session.brake()),
+            Serving::Portable(_) => None,
         }
     }
 

@@ -3,10 +3,12 @@
 use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
 
+use super::again::Making;
 use super::answer::{Answer, Entry};
 use super::core::{Core, with};
 use super::nodes::Inode;
-use crate::store::{Attr, Caller, Error, Kind, Node, Result};
+use super::once::Once;
+use crate::store::{Attr, Caller, Error, ImageId, Kind, Node, Result};
 
 /// The extended attribute that makes new objects inherit an ACL.
 const DEFAULT_ACL: &str = "system.posix_acl_default";
@@ -27,7 +29,7 @@ impl Core {
 
     /// Tells the kernel what a name leads to.
     fn entered(&self, parent: u64, name: &OsStr, (node, attr): (Node, Attr)) -> Entry {
-        let inode = self.nodes.enter(parent, name, node, &attr);
+        let inode = self.enter(parent, name, node, &attr);
         self.entry(&inode, &attr)
     }
 
@@ -54,20 +56,32 @@ impl Core {
         });
     }
 
-    /// Makes an object by `make`, which gets the parent and the name.
+    /// Makes an object by `make`, which gets who asks, the parent and the name; once, as `making` is known
+    /// again.
     pub fn make(
         self: &Arc<Self>,
-        what: &'static str,
+        (who, once): (Caller, Once),
+        making: Making,
         (parent, name): (u64, OsString),
         answer: Answer<Entry>,
-        make: impl FnOnce(&Core, &Inode, &OsStr) -> Result<(Node, Attr)> + Send + 'static,
+        make: impl FnOnce(&Core, &Caller, &Inode, &OsStr) -> Result<(Node, Attr)> + Send + 'static,
     ) {
         with(answer, self.inode(parent), |answer, dir| {
             let (nodeid, told) = (dir.nodeid, name.clone());
             self.ask(
-                what,
+                making.what(),
                 answer,
-                move |core| make(core, &dir, &name),
+                move |core| {
+                    once.asks([None, None]);
+                    let made = make(core, &who, &dir, &name);
+                    let before = match &made {
+                        Err(error) if error.errno() == libc::EEXIST => {
+                            core.made_before(&who, &dir, &name, &making, &once)
+                        }
+                        _ => None,
+                    };
+                    once.told(before.map_or(made, Ok))
+                },
                 move |core, made| Ok(core.entered(nodeid, &told, made)),
             );
         });
@@ -77,16 +91,19 @@ impl Core {
         self: &Arc<Self>,
         who: Caller,
         nodeid: u64,
-        (parent, name): (u64, OsString),
+        place: (u64, OsString),
+        once: Once,
         answer: Answer<Entry>,
     ) {
         with(answer, self.inode(nodeid), |answer, inode| {
-            self.make("link", (parent, name), answer, move |core, dir, name| {
-                let attr = core.keeping_version(&who, &inode, || {
-                    core.store.link(&who, &inode.node, &dir.node, name)
+            let making = Making::Link(inode.id);
+            let link = move |core: &Core, who: &Caller, dir: &Inode, name: &OsStr| {
+                let attr = core.keeping_version(who, &inode, || {
+                    core.store.link(who, &inode.node, &dir.node, name)
                 })?;
                 Ok((inode.node.clone(), attr))
-            });
+            };
+            self.make((who, once), making, place, answer, link);
         });
     }
 
@@ -102,25 +119,38 @@ impl Core {
         });
     }
 
-    pub fn unlink(self: &Arc<Self>, who: Caller, parent: u64, name: OsString, answer: Answer<()>) {
+    pub fn unlink(
+        self: &Arc<Self>,
+        who: Caller,
+        parent: u64,
+        name: OsString,
+        once: Once,
+        answer: Answer<()>,
+    ) {
         with(answer, self.inode(parent), |answer, dir| {
             self.ask(
                 "unlink",
                 answer,
-                move |core| {
-                    let victim = core.victim(&who, &dir, &name);
-                    let unlink = || core.store.unlink(&who, &dir.node, &name);
-                    match core.nodes.child(dir.nodeid, &name) {
-                        Some(inode) => core.keeping_version(&who, &inode, unlink)?,
-                        None => unlink()?,
-                    }
-                    core.nodes.name_removed(dir.nodeid, &name);
-                    core.name_lost(&who, victim);
-                    Ok(())
-                },
+                move |core| core.remove_name(&who, &dir, &name, &once),
                 |_, ()| Ok(()),
             );
         });
+    }
+
+    fn remove_name(&self, who: &Caller, dir: &Inode, name: &OsStr, once: &Once) -> Result<()> {
+        let victim = self.victim(who, dir, name, once);
+        if !self.removed_before(who, dir, name, once)? {
+            let known = self.nodes.child(dir.nodeid, name);
+            once.asks([known.as_ref().map(|inode| inode.id), None]);
+            let unlink = || self.store.unlink(who, &dir.node, name);
+            once.told(match known {
+                Some(inode) => self.keeping_version(who, &inode, unlink),
+                None => unlink(),
+            })?;
+        }
+        self.nodes.name_removed(dir.nodeid, name);
+        self.name_lost(who, victim);
+        Ok(())
     }
 
     pub fn remove_dir(
@@ -128,6 +158,7 @@ impl Core {
         who: Caller,
         parent: u64,
         name: OsString,
+        once: Once,
         answer: Answer<()>,
     ) {
         with(answer, self.inode(parent), |answer, dir| {
@@ -135,8 +166,12 @@ impl Core {
                 "rmdir",
                 answer,
                 move |core| {
-                    core.store.remove_dir(&who, &dir.node, &name)?;
-                    if let Some(removed) = core.nodes.child(dir.nodeid, &name) {
+                    let known = core.nodes.child(dir.nodeid, &name);
+                    if !core.removed_before(&who, &dir, &name, &once)? {
+                        once.asks([known.as_ref().map(|inode| inode.id), None]);
+                        once.told(core.store.remove_dir(&who, &dir.node, &name))?;
+                    }
+                    if let Some(removed) = known {
                         core.listings.forget(removed.nodeid);
                     }
                     core.nodes.name_removed(dir.nodeid, &name);
@@ -153,6 +188,7 @@ impl Core {
         from: (u64, OsString),
         to: (u64, OsString),
         flags: u32,
+        once: Once,
         answer: Answer<()>,
     ) {
         let dirs = self
@@ -162,7 +198,10 @@ impl Core {
             self.ask(
                 "rename",
                 answer,
-                move |core| core.move_name(&who, (&source, &from.1), (&target, &to.1), flags),
+                move |core| {
+                    let names = ((&*source, &*from.1), (&*target, &*to.1));
+                    core.move_name(&who, names, flags, &once)
+                },
                 |_, ()| Ok(()),
             );
         });
@@ -171,47 +210,86 @@ impl Core {
     fn move_name(
         &self,
         who: &Caller,
-        from: (&Inode, &OsStr),
-        to: (&Inode, &OsStr),
+        (from, to): ((&Inode, &OsStr), (&Inode, &OsStr)),
         flags: u32,
+        once: &Once,
     ) -> Result<()> {
         let exchange = flags & libc::RENAME_EXCHANGE != 0;
         let replaces = flags & (libc::RENAME_EXCHANGE | libc::RENAME_NOREPLACE) == 0;
-        let victim = if replaces {
-            self.victim(who, to.0, to.1)
-        } else {
-            None
+        let victim = match replaces {
+            true => self.victim_of_rename(who, to, once),
+            false => None,
         };
-        let rename = || {
-            let (from, to) = ((&from.0.node, from.1), (&to.0.node, to.1));
-            self.store.rename(who, from, to, flags)
-        };
-        match self.nodes.child(from.0.nodeid, from.1) {
-            Some(moved) => self.keeping_version(who, &moved, rename)?,
-            None => rename()?,
+        let known = |(dir, name): (&Inode, &OsStr)| self.nodes.child(dir.nodeid, name);
+        let moved = known(from);
+        let is_done = self.renamed_before(who, from, to, once)?;
+        if !is_done {
+            let id = |inode: &Option<Arc<Inode>>| inode.as_ref().map(|inode| inode.id);
+            once.asks([id(&moved), id(&known(to))]);
+            let rename = || {
+                let (from, to) = ((&from.0.node, from.1), (&to.0.node, to.1));
+                self.store.rename(who, from, to, flags)
+            };
+            once.told(match &moved {
+                Some(moved) => self.keeping_version(who, moved, rename),
+                None => rename(),
+            })?;
         }
-        self.nodes
-            .renamed((from.0.nodeid, from.1), (to.0.nodeid, to.1), exchange);
+        // Where an earlier server has done it, the table may know already.
+        let source = once.earlier().and_then(|[source, _]| source);
+        let is_known = known(to).is_some_and(|inode| Some(inode.id) == source);
+        if !(is_done && is_known) {
+            self.nodes
+                .renamed((from.0.nodeid, from.1), (to.0.nodeid, to.1), exchange);
+        }
         self.name_lost(who, victim);
         self.tell_new_names();
         Ok(())
     }
 
     /// What is about to lose a name, if it is an image: as the table knows it, else as the store
-    /// says.
-    fn victim(&self, who: &Caller, dir: &Inode, name: &OsStr) -> Option<(Node, Attr)> {
-        let known = self.nodes.child(dir.nodeid, name);
-        let found = known.and_then(|inode| Some((inode.node.clone(), inode.last_attr()?)));
-        let found = found.or_else(|| self.store.lookup(who, &dir.node, name).ok());
-        found.filter(|(_, attr)| attr.kind == Kind::File)
+    /// says. Of a repeated request, what it found when it came first.
+    fn victim(
+        &self,
+        who: &Caller,
+        dir: &Inode,
+        name: &OsStr,
+        once: &Once,
+    ) -> Option<(Node, ImageId)> {
+        let file =
+            |inode: Arc<Inode>| (inode.kind == Kind::File).then(|| (inode.node.clone(), inode.id));
+        if let Some([victim, _]) = once.earlier() {
+            return file(self.nodes.of_image(victim?)?);
+        }
+        if let Some(known) = self.nodes.child(dir.nodeid, name) {
+            return file(known);
+        }
+        let (node, attr) = self.store.lookup(who, &dir.node, name).ok()?;
+        (attr.kind == Kind::File).then_some((node, attr.id))
+    }
+
+    /// As [`Core::victim`], of what is about to be replaced.
+    fn victim_of_rename(
+        &self,
+        who: &Caller,
+        (dir, name): (&Inode, &OsStr),
+        once: &Once,
+    ) -> Option<(Node, ImageId)> {
+        match once.earlier() {
+            Some([_, victim]) => {
+                let inode = self.nodes.of_image(victim?)?;
+                (inode.kind == Kind::File).then(|| (inode.node.clone(), inode.id))
+            }
+            None => self.victim(who, dir, name, once),
+        }
     }
 
     /// An image lost a name; if that was its last one, its cached blocks can go.
-    fn name_lost(&self, who: &Caller, victim: Option<(Node, Attr)>) {
-        let Some((node, attr)) = victim else { return };
+    fn name_lost(&self, who: &Caller, victim: Option<(Node, ImageId)>) {
+        let Some((node, id)) = victim else { return };
         if self.is_gone(who, &node) {
-            self.images.removed(attr.id);
-            let removed = self.store.remove_sides(&self.callers.own(), attr.id);
+            self.images.removed(id);
+            let removed = self.store.remove_sides(&self.callers.own(), id);
             if let Err(error) = removed {
                 log::debug!("settings of a removed image stay behind: {error}");
             }

@@ -7,19 +7,26 @@
 //! The table is bounded: each inode keeps a descriptor of the store. Past the bound the reaper asks
 //! the kernel to forget ([`Nodes::wait_until_crowded`]).
 //!
+//! Everything that the kernel relies on is written through to the ledger, for the server that comes next
+//! ([`Nodes::take_on`]).
+//!
 //! *Invariants*: an inode is in the table while its lookup count is above 0; every recorded name
-//! leads to an inode in the table. *Locking*: `table` is held for map operations only, never while
+//! leads to an inode in the table; the ledger says the same as the table, one name for each inode.
+//! *Locking*: `table` is held for map operations and stores to the ledger's memory only, never while
 //! an inode is dropped (which may be the last use of a descriptor).
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::{Condvar, Mutex};
 
-use crate::store::{Attr, ImageId, Kind, Node};
+use crate::handover::Ledger;
+use crate::handover::ledger::nodes::{CarriedNode, NodeFacts, NodeSlot};
+use crate::store::{Attr, ImageId, Kind, Node, Result as StoreResult, Store};
 
 /// The kernel's number for the root.
 pub const ROOT: u64 = 1;
@@ -55,18 +62,19 @@ pub struct Nodes {
     closed: AtomicBool,
 }
 
-#[derive(Default)]
 struct Table {
     slots: HashMap<u64, Slot>,
     by_image: HashMap<ImageId, u64>,
     names: HashMap<Name, u64>,
-    synthetic: u64,
+    ledger: Arc<Ledger>,
 }
 
 struct Slot {
     inode: Arc<Inode>,
     lookups: u64,
     names: Vec<Name>,
+    /// Where it is in the ledger, if it found room there.
+    carried: Option<NodeSlot>,
 }
 
 /// A parent's number and a name in it.
@@ -122,15 +130,21 @@ impl Inode {
 }
 
 impl Nodes {
-    /// A table with the root alone, which crowds past `inodes_max`.
-    pub fn new(root: Node, inodes_max: usize) -> Nodes {
+    /// A table with the root alone, which crowds past `inodes_max` and writes to `ledger`.
+    pub fn new(root: Node, inodes_max: usize, ledger: Arc<Ledger>) -> Nodes {
         let nowhere = ImageId { ino: 0, tag: 0 };
         let inode = Inode::new(ROOT, nowhere, Kind::Dir, root, None);
-        let mut table = Table::default();
+        let mut table = Table {
+            slots: HashMap::new(),
+            by_image: HashMap::new(),
+            names: HashMap::new(),
+            ledger,
+        };
         let slot = Slot {
             inode,
             lookups: 1, // the kernel never forgets the root
             names: Vec::new(),
+            carried: None,
         };
         table.slots.insert(ROOT, slot);
         Nodes {
@@ -142,11 +156,39 @@ impl Nodes {
         }
     }
 
+    /// Enters what servers before have told the kernel, as the ledger has it. Objects are looked for when
+    /// they are first used.
+    pub fn take_on(&self, store: &dyn Store) {
+        let mut table = self.table.lock();
+        let all = table.ledger.nodes.all();
+        let numbers: Vec<u64> = all.iter().map(|(_, node)| node.facts.nodeid).collect();
+        let by_number = |entry: (NodeSlot, CarriedNode)| (entry.1.facts.nodeid, entry);
+        let mut left: HashMap<_, _> = all.into_iter().map(by_number).collect();
+        for number in numbers {
+            // The way up, so that parents come first. Nothing is met twice, so it ends.
+            let (mut way, mut at) = (Vec::new(), number);
+            while let Some((slot, node)) = left.remove(&at) {
+                at = node.place.as_ref().map_or(ROOT, |(parent, _)| *parent);
+                way.push((slot, node));
+            }
+            for (slot, node) in way.into_iter().rev() {
+                table.carry(store, slot, node);
+            }
+        }
+    }
+
     /// The inode of a number.
     pub fn get(&self, nodeid: u64) -> Option<Arc<Inode>> {
         let inode = self.table.lock().slots.get(&nodeid)?.inode.clone();
         self.touch(&inode);
         Some(inode)
+    }
+
+    /// The inode of an object of the store.
+    pub fn of_image(&self, id: ImageId) -> Option<Arc<Inode>> {
+        let table = self.table.lock();
+        let nodeid = table.by_image.get(&id)?;
+        Some(table.slots.get(nodeid)?.inode.clone())
     }
 
     /// The inode that a name led to when last looked up.
@@ -156,20 +198,23 @@ impl Nodes {
         Some(table.slots.get(nodeid)?.inode.clone())
     }
 
-    /// The kernel is about to be told that `parent`/`name` is this object: one reference more.
-    pub fn enter(&self, parent: u64, name: &OsStr, node: Node, attr: &Attr) -> Arc<Inode> {
+    /// The kernel is about to be told that `parent`/`name` is this object, which has `token`: one reference
+    /// more.
+    pub fn enter(
+        &self,
+        parent: u64,
+        name: &OsStr,
+        node: Node,
+        token: Option<&[u8]>,
+        attr: &Attr,
+    ) -> Arc<Inode> {
         let mut table = self.table.lock();
         let nodeid = match table.find(attr) {
             Some(nodeid) => nodeid,
-            None => table.add(node, attr),
+            None => table.add(node, token.unwrap_or_default(), attr),
         };
         table.name((parent, name.to_owned()), nodeid);
-        let slot = table
-            .slots
-            .get_mut(&nodeid)
-            .expect("every image has a slot");
-        slot.lookups += 1;
-        let inode = slot.inode.clone();
+        let inode = table.refer(nodeid);
         if table.slots.len() > self.inodes_max {
             self.crowded.notify_one();
         }
@@ -186,7 +231,11 @@ impl Nodes {
             return;
         };
         slot.lookups = slot.lookups.saturating_sub(count);
-        if slot.lookups == 0 && nodeid != ROOT {
+        let (left, carried) = (slot.lookups, slot.carried);
+        if let Some(carried) = carried {
+            table.ledger.nodes.set_lookups(carried, left);
+        }
+        if left == 0 && nodeid != ROOT {
             let dropped = table.remove(nodeid);
             drop(table);
             drop(dropped);
@@ -303,27 +352,101 @@ impl Table {
         same_kind.then_some(nodeid)
     }
 
-    fn add(&mut self, node: Node, attr: &Attr) -> u64 {
+    fn add(&mut self, node: Node, token: &[u8], attr: &Attr) -> u64 {
         let ino = attr.id.ino;
         let usable = ino > ROOT && ino < SYNTHETIC_FIRST && !self.slots.contains_key(&ino);
         let nodeid = if usable {
             ino
         } else {
-            self.synthetic += 1;
-            SYNTHETIC_FIRST + self.synthetic
+            SYNTHETIC_FIRST + self.ledger.next_synthetic()
         };
+        let carried = self.ledger.nodes.add(&NodeFacts {
+            nodeid,
+            ino,
+            tag: attr.id.tag,
+            kind: attr.kind.number(),
+            token: token.to_vec(),
+        });
+        let inode = Inode::new(nodeid, attr.id, attr.kind, node, Some(*attr));
+        self.insert(inode, 0, carried);
+        nodeid
+    }
+
+    /// Enters an inode of the ledger, after its parent.
+    fn carry(&mut self, store: &dyn Store, slot: NodeSlot, carried: CarriedNode) {
+        let entered = match carried.lookups {
+            0 => None, // its server died before it told the kernel
+            _ => self.carried(store, &carried),
+        };
+        let Some((inode, place)) = entered else {
+            return self.ledger.nodes.remove(slot);
+        };
+        let nodeid = inode.nodeid;
+        self.insert(inode, carried.lookups, Some(slot));
+        if let Some(place) = place {
+            self.name(place, nodeid);
+        }
+    }
+
+    fn carried(
+        &self,
+        store: &dyn Store,
+        carried: &CarriedNode,
+    ) -> Option<(Arc<Inode>, Option<Name>)> {
+        let NodeFacts {
+            nodeid, ino, tag, ..
+        } = carried.facts;
+        let (id, kind) = (ImageId { ino, tag }, Kind::of_number(carried.facts.kind)?);
+        let place = carried.place.clone();
+        let place = place.map(|(parent, name)| (parent, OsString::from_vec(name)));
+        let place = place.filter(|(parent, _)| self.slots.contains_key(parent));
+        let parent = place.as_ref().and_then(|(parent, name)| {
+            let slot = self.slots.get(parent)?;
+            Some((&slot.inode.node, name.as_os_str()))
+        });
+        let token = &carried.facts.token;
+        let node: StoreResult<Node> = store.node_of(id, kind, token, parent);
+        let inode = Inode::new(nodeid, id, kind, node.ok()?, None);
+        Some((inode, place))
+    }
+
+    fn insert(&mut self, inode: Arc<Inode>, lookups: u64, carried: Option<NodeSlot>) {
+        let (nodeid, id) = (inode.nodeid, inode.id);
         let slot = Slot {
-            inode: Inode::new(nodeid, attr.id, attr.kind, node, Some(*attr)),
-            lookups: 0,
+            inode,
+            lookups,
             names: Vec::new(),
+            carried,
         };
         self.slots.insert(nodeid, slot);
-        self.by_image.insert(attr.id, nodeid);
-        nodeid
+        self.by_image.insert(id, nodeid);
+    }
+
+    /// One reference more to an inode that is in the table.
+    fn refer(&mut self, nodeid: u64) -> Arc<Inode> {
+        let slot = self.slots.get_mut(&nodeid);
+        let slot = slot.expect("every number that is found or added has a slot");
+        slot.lookups += 1;
+        if let Some(carried) = slot.carried {
+            self.ledger.nodes.set_lookups(carried, slot.lookups);
+        }
+        slot.inode.clone()
+    }
+
+    /// Writes the name that counts of a slot whose names have changed.
+    fn note_place(&self, slot: &Slot) {
+        if let Some(carried) = slot.carried {
+            let place = slot.names.last();
+            let place = place.map(|(parent, name)| (*parent, name.as_bytes()));
+            self.ledger.nodes.set_place(carried, place);
+        }
     }
 
     fn remove(&mut self, nodeid: u64) -> Option<Slot> {
         let slot = self.slots.remove(&nodeid)?;
+        if let Some(carried) = slot.carried {
+            self.ledger.nodes.remove(carried);
+        }
         if self.by_image.get(&slot.inode.id) == Some(&nodeid) {
             self.by_image.remove(&slot.inode.id);
         }
@@ -342,6 +465,9 @@ impl Table {
             slot.names.push(name.clone());
             self.names.insert(name, nodeid);
         }
+        if let Some(slot) = self.slots.get(&nodeid) {
+            self.note_place(slot);
+        }
     }
 
     /// Removes a name; returns what it led to.
@@ -349,6 +475,9 @@ impl Table {
         let nodeid = self.names.remove(name)?;
         if let Some(slot) = self.slots.get_mut(&nodeid) {
             slot.names.retain(|other| other != name);
+        }
+        if let Some(slot) = self.slots.get(&nodeid) {
+            self.note_place(slot);
         }
         Some(nodeid)
     }
@@ -382,12 +511,20 @@ mod tests {
     }
 
     fn enter(nodes: &Nodes, name: &str, ino: u64, tag: u64) -> Arc<Inode> {
-        nodes.enter(ROOT, OsStr::new(name), node(), &attr(ino, tag))
+        enter_in(nodes, ROOT, name, &attr(ino, tag))
+    }
+
+    fn enter_in(nodes: &Nodes, parent: u64, name: &str, attr: &Attr) -> Arc<Inode> {
+        nodes.enter(parent, OsStr::new(name), node(), None, attr)
+    }
+
+    fn ledger() -> Arc<Ledger> {
+        Arc::new(Ledger::new().expect("memory"))
     }
 
     #[test]
     fn hard_links_share_a_number_and_a_reused_inode_number_gets_another() {
-        let nodes = Nodes::new(node(), 100);
+        let nodes = Nodes::new(node(), 100, ledger());
         let a = enter(&nodes, "a", 7, 1);
         let b = enter(&nodes, "b", 7, 1);
         assert_eq!((a.nodeid, b.nodeid), (7, 7));
@@ -398,7 +535,7 @@ mod tests {
 
     #[test]
     fn an_inode_lives_until_every_reference_is_given_back() {
-        let nodes = Nodes::new(node(), 100);
+        let nodes = Nodes::new(node(), 100, ledger());
         enter(&nodes, "a", 7, 1);
         enter(&nodes, "a", 7, 1);
         nodes.forget(7, 1);
@@ -412,7 +549,7 @@ mod tests {
 
     #[test]
     fn names_follow_renames_and_exchanges() {
-        let nodes = Nodes::new(node(), 100);
+        let nodes = Nodes::new(node(), 100, ledger());
         let dir = enter(&nodes, "dir", 5, 1).nodeid;
         enter(&nodes, "a", 7, 1);
         nodes.renamed((ROOT, OsStr::new("a")), (dir, OsStr::new("b")), false);
@@ -428,7 +565,7 @@ mod tests {
 
     #[test]
     fn the_oldest_that_are_not_open_are_given_up_first() {
-        let nodes = Nodes::new(node(), 32);
+        let nodes = Nodes::new(node(), 32, ledger());
         for ino in 10..50 {
             enter(&nodes, &format!("f{ino}"), ino, 1);
         }
@@ -440,5 +577,135 @@ mod tests {
         assert_eq!(nodes.oldest_names()[0], (ROOT, "f24".into()));
         nodes.close();
         assert!(!nodes.wait_until_crowded());
+    }
+
+    /// The table as the next server has it.
+    fn successor(ledger: &Ledger, store: &dyn Store) -> Nodes {
+        use std::os::fd::AsFd;
+        let memory = ledger.memory().as_fd().try_clone_to_owned();
+        let ledger = Ledger::open(memory.expect("a descriptor")).expect("a ledger");
+        let nodes = Nodes::new(store.root(), 100, Arc::new(ledger));
+        nodes.take_on(store);
+        nodes
+    }
+
+    /// What the kernel can tell of a table: numbers, identities, references, and one name of each.
+    fn seen(nodes: &Nodes) -> Vec<(u64, ImageId, Kind, u64, Option<Name>, PathBuf)> {
+        let facts = |nodes: &Nodes| {
+            let table = nodes.table.lock();
+            let slots = table.slots.values();
+            let of = |slot: &Slot| {
+                let inode = &slot.inode;
+                let name = slot.names.last().cloned();
+                (inode.nodeid, inode.id, inode.kind, slot.lookups, name)
+            };
+            slots.map(of).collect::<Vec<_>>()
+        };
+        let mut all: Vec<_> = facts(nodes)
+            .into_iter()
+            .map(|(nodeid, id, kind, lookups, name)| {
+                (nodeid, id, kind, lookups, name, nodes.path(nodeid))
+            })
+            .collect();
+        all.sort_by_key(|entry| entry.0);
+        all
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Enter(u64, u8, u64, bool),
+        Forget(u64, u64),
+        Remove(u64, u8),
+        Rename((u64, u8), (u64, u8), bool),
+    }
+
+    /// As the kernel does, nothing is forgotten that has children, and only directories have them.
+    fn take(nodes: &Nodes, step: &Step) {
+        let name = |name: u8| OsString::from(format!("n{name}"));
+        let dir = |dir: u64| match nodes.get(dir) {
+            Some(inode) if inode.kind == Kind::Dir => dir,
+            _ => ROOT,
+        };
+        match *step {
+            Step::Enter(parent, called, ino, is_dir) => {
+                let kind = if is_dir { Kind::Dir } else { Kind::File };
+                let attr = Attr {
+                    kind,
+                    ..attr(ino, u64::from(is_dir))
+                };
+                let parent = dir(parent);
+                let within = |at: u64| nodes.path(at).starts_with(nodes.path(ino));
+                if !(is_dir && (ino == parent || within(parent))) {
+                    let token = [called; 20];
+                    nodes.enter(parent, &name(called), node(), Some(&token), &attr);
+                }
+            }
+            Step::Forget(nodeid, count) => {
+                let has_children =
+                    (nodes.table.lock().names.keys()).any(|(parent, _)| *parent == nodeid);
+                if !has_children && nodeid != ROOT {
+                    nodes.forget(nodeid, count);
+                }
+            }
+            Step::Remove(parent, called) => nodes.name_removed(dir(parent), &name(called)),
+            Step::Rename(from, to, exchange) => {
+                let (from, to) = ((dir(from.0), name(from.1)), (dir(to.0), name(to.1)));
+                let names = ((from.0, &*from.1), (to.0, &*to.1));
+                nodes.renamed(names.0, names.1, exchange);
+            }
+        }
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig {
+            cases: 200,
+            failure_persistence: None,
+            ..Default::default()
+        })]
+        #[test]
+        fn the_next_server_knows_what_this_one_knew(steps in proptest::collection::vec(step(), 1..200)) {
+            let ledger = ledger();
+            let dir = tempfile::tempdir().expect("tempdir");
+            let store = crate::store::dir::DirStore::open(dir.path()).expect("open");
+            let nodes = Nodes::new(store.root(), 100, ledger.clone());
+            for step in &steps {
+                take(&nodes, step);
+            }
+            let next = successor(&ledger, &store);
+            proptest::prop_assert_eq!(seen(&nodes), seen(&next));
+            let after = successor(&ledger, &store);
+            proptest::prop_assert_eq!(seen(&nodes), seen(&after));
+        }
+    }
+
+    fn step() -> impl proptest::strategy::Strategy<Value = Step> {
+        use proptest::prelude::*;
+        let ino = || prop_oneof![Just(ROOT), 2..12u64];
+        prop_oneof![
+            4 => (ino(), 0..6u8, 1..12u64, any::<bool>())
+                .prop_map(|(parent, name, ino, is_dir)| Step::Enter(parent, name, ino, is_dir)),
+            2 => (ino(), 1..4u64).prop_map(|(nodeid, count)| Step::Forget(nodeid, count)),
+            1 => (ino(), 0..6u8).prop_map(|(parent, name)| Step::Remove(parent, name)),
+            2 => ((ino(), 0..6u8), (ino(), 0..6u8), any::<bool>())
+                .prop_map(|(from, to, exchange)| Step::Rename(from, to, exchange)),
+        ]
+    }
+
+    #[test]
+    fn what_was_never_told_is_not_taken_on() {
+        let ledger = ledger();
+        let dir = tempfile::tempdir().expect("tempdir");
+        let store = crate::store::dir::DirStore::open(dir.path()).expect("open");
+        let facts = NodeFacts {
+            nodeid: 9,
+            ino: 9,
+            tag: 1,
+            kind: 0,
+            token: Vec::new(),
+        };
+        ledger.nodes.add(&facts).expect("room");
+        let next = successor(&ledger, &store);
+        assert!(next.get(9).is_none());
+        assert!(ledger.nodes.all().is_empty());
     }
 }

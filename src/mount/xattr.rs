@@ -5,9 +5,14 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
+use log::Level;
+
+use super::again::is_done;
 use super::answer::{Answer, Value, refuse};
 use super::core::{Core, with};
 use super::nodes::{AclAnswer, Inode, ROOT};
+use super::once::Once;
+use crate::logs;
 use crate::store::{Caller, Error, Kind, Result};
 
 const OUR_PREFIX: &[u8] = b"user.flashside.";
@@ -99,15 +104,24 @@ impl Core {
         who: Caller,
         nodeid: u64,
         (name, value, flags): (OsString, Vec<u8>, i32),
+        once: Once,
         answer: Answer<()>,
     ) {
         if name.as_bytes().starts_with(OUR_PREFIX) {
             return self.set_ours(who, nodeid, (name, Some(value)), answer);
         }
         self.change_xattr(who, nodeid, name, answer, move |core, who, inode, name| {
-            core.keeping_version(who, inode, || {
+            let creates = flags & libc::XATTR_CREATE != 0;
+            if creates {
+                core.asks_for_xattr(who, inode, name, &once);
+            }
+            let set = core.keeping_version(who, inode, || {
                 core.store.set_xattr(who, &inode.node, name, &value, flags)
-            })
+            });
+            match creates {
+                true => once.told(is_done(set, &once, libc::EEXIST, false)),
+                false => set,
+            }
         });
     }
 
@@ -116,16 +130,27 @@ impl Core {
         who: Caller,
         nodeid: u64,
         name: OsString,
+        once: Once,
         answer: Answer<()>,
     ) {
         if name.as_bytes().starts_with(OUR_PREFIX) {
             return self.set_ours(who, nodeid, (name, None), answer);
         }
-        self.change_xattr(who, nodeid, name, answer, |core, who, inode, name| {
-            core.keeping_version(who, inode, || {
+        self.change_xattr(who, nodeid, name, answer, move |core, who, inode, name| {
+            core.asks_for_xattr(who, inode, name, &once);
+            let removed = core.keeping_version(who, inode, || {
                 core.store.remove_xattr(who, &inode.node, name)
-            })
+            });
+            once.told(is_done(removed, &once, libc::ENODATA, true))
         });
+    }
+
+    /// A change depends on whether there is such an attribute: notes if there is.
+    fn asks_for_xattr(&self, who: &Caller, inode: &Inode, name: &OsStr, once: &Once) {
+        if once.earlier().is_none() {
+            let found = self.store.get_xattr(who, &inode.node, name).is_ok();
+            once.asks([found.then_some(inode.id), None]);
+        }
     }
 
     fn change_xattr(
@@ -157,6 +182,15 @@ impl Core {
 
     /// Sets one of our verbs, or takes its value back; for root and those the configuration names (rule
     /// 16).
+    /// A setting is refused: one line.
+    fn tell_not_set(&self, inode: &Inode, why: &str) {
+        let path = self.nodes.path(inode.nodeid);
+        let name = path.to_string_lossy();
+        logs::say(Level::Warn, "xattr", &name, || {
+            format!("image {name}: {why}")
+        });
+    }
+
     fn set_ours(
         self: &Arc<Self>,
         who: Caller,
@@ -169,7 +203,8 @@ impl Core {
         }
         with(answer, self.inode(nodeid), |answer, inode| {
             if name != IMMUTABLE || inode.kind != Kind::File {
-                log::warn!("{} cannot be set", name.to_string_lossy());
+                let name = name.to_string_lossy();
+                self.tell_not_set(&inode, &format!("{name} cannot be set"));
                 return refuse(answer, libc::EINVAL);
             }
             let immutable = match value.as_deref() {
@@ -178,7 +213,8 @@ impl Core {
                 Some(b"1") => Some(true),
                 Some(other) => {
                     let other = String::from_utf8_lossy(other);
-                    log::warn!("{IMMUTABLE} is 0 or 1, not {other}: nothing is changed");
+                    let why = format!("{IMMUTABLE} is 0 or 1, not {other}: nothing is changed");
+                    self.tell_not_set(&inode, &why);
                     return refuse(answer, libc::EINVAL);
                 }
             };

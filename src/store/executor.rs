@@ -80,8 +80,6 @@ struct Shared {
     next_id: AtomicU64,
     hanging: AtomicBool,
     failing: AtomicBool,
-    /// Milliseconds since `epoch` of the latest line about failing.
-    told_failing_ms: AtomicU64,
     /// Milliseconds since `epoch` of the latest completion.
     completed_ms: AtomicU64,
     epoch: Instant,
@@ -111,7 +109,6 @@ impl Executor {
                 next_id: AtomicU64::new(0),
                 hanging: AtomicBool::new(false),
                 failing: AtomicBool::new(false),
-                told_failing_ms: AtomicU64::new(0),
                 completed_ms: AtomicU64::new(0),
                 epoch: Instant::now(),
                 closing: AtomicBool::new(false),

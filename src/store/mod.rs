@@ -107,6 +107,28 @@ pub enum Kind {
     BlockDevice,
 }
 
+impl Kind {
+    const ALL: [Kind; 7] = [
+        Kind::File,
+        Kind::Dir,
+        Kind::Symlink,
+        Kind::Fifo,
+        Kind::Socket,
+        Kind::CharDevice,
+        Kind::BlockDevice,
+    ];
+
+    /// A number for it that means the same to every build.
+    pub fn number(self) -> u8 {
+        self as u8
+    }
+
+    /// The kind of a number.
+    pub fn of_number(number: u8) -> Option<Kind> {
+        Kind::ALL.into_iter().find(|kind| kind.number() == number)
+    }
+}
+
 /// Attributes of a store object, as stat(2) knows them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attr {

@@ -20,8 +20,11 @@ use fuser::{
 
 use super::attr::set_time;
 use super::{negotiate, replies};
+use crate::mount::again::Making;
 use crate::mount::core::Core;
-use crate::store::{Caller, SetAttr};
+use crate::mount::once::Once;
+use crate::store::dir::attr::kind;
+use crate::store::{Caller, Kind, SetAttr};
 
 /// fuser's view of a mount.
 pub struct Face {
@@ -118,13 +121,14 @@ impl Filesystem for Face {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        let who = self.who(request);
+        let asked = (self.who(request), Once::never_again());
         let place = (parent.0, name.to_owned());
+        let making = Making::Kind(kind(mode));
         let reply = replies::entry(reply);
         self.core
-            .make("mknod", place, reply, move |core, dir, name| {
-                let mode = core.masked(&who, dir, mode, umask);
-                core.store.make_node(&who, &dir.node, name, mode, rdev)
+            .make(asked, making, place, reply, move |core, who, dir, name| {
+                let mode = core.masked(who, dir, mode, umask);
+                core.store.make_node(who, &dir.node, name, mode, rdev)
             });
     }
 
@@ -137,26 +141,37 @@ impl Filesystem for Face {
         umask: u32,
         reply: ReplyEntry,
     ) {
-        let who = self.who(request);
+        let asked = (self.who(request), Once::never_again());
         let place = (parent.0, name.to_owned());
+        let making = Making::Kind(Kind::Dir);
         let reply = replies::entry(reply);
         self.core
-            .make("mkdir", place, reply, move |core, dir, name| {
-                let permissions = core.masked(&who, dir, mode & 0o7777, umask);
-                core.store.make_dir(&who, &dir.node, name, permissions)
+            .make(asked, making, place, reply, move |core, who, dir, name| {
+                let permissions = core.masked(who, dir, mode & 0o7777, umask);
+                core.store.make_dir(who, &dir.node, name, permissions)
             });
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let who = self.who(request);
-        self.core
-            .unlink(who, parent.0, name.into(), replies::empty(reply));
+        self.core.unlink(
+            who,
+            parent.0,
+            name.into(),
+            Once::never_again(),
+            replies::empty(reply),
+        );
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let who = self.who(request);
-        self.core
-            .remove_dir(who, parent.0, name.into(), replies::empty(reply));
+        self.core.remove_dir(
+            who,
+            parent.0,
+            name.into(),
+            Once::never_again(),
+            replies::empty(reply),
+        );
     }
 
     fn symlink(
@@ -167,13 +182,14 @@ impl Filesystem for Face {
         target: &Path,
         reply: ReplyEntry,
     ) {
-        let who = self.who(request);
+        let asked = (self.who(request), Once::never_again());
         let target = target.as_os_str().to_owned();
         let place = (parent.0, name.to_owned());
+        let making = Making::Symlink(target.clone());
         let reply = replies::entry(reply);
         self.core
-            .make("symlink", place, reply, move |core, dir, name| {
-                core.store.make_symlink(&who, &dir.node, name, &target)
+            .make(asked, making, place, reply, move |core, who, dir, name| {
+                core.store.make_symlink(who, &dir.node, name, &target)
             });
     }
 
@@ -189,8 +205,14 @@ impl Filesystem for Face {
     ) {
         let who = self.who(request);
         let (from, to) = ((parent.0, name.into()), (new_parent.0, new_name.into()));
-        self.core
-            .rename(who, from, to, flags.bits(), replies::empty(reply));
+        self.core.rename(
+            who,
+            from,
+            to,
+            flags.bits(),
+            Once::never_again(),
+            replies::empty(reply),
+        );
     }
 
     fn link(
@@ -206,13 +228,20 @@ impl Filesystem for Face {
             who,
             nodeid.0,
             (new_parent.0, new_name.into()),
+            Once::never_again(),
             replies::entry(reply),
         );
     }
 
     fn open(&self, request: &Request, nodeid: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let who = self.who(request);
-        self.core.open(who, nodeid.0, flags.0, replies::file(reply));
+        self.core.open(
+            who,
+            nodeid.0,
+            flags.0,
+            Once::never_again(),
+            replies::file(reply),
+        );
     }
 
     fn read(
@@ -286,7 +315,8 @@ impl Filesystem for Face {
 
     fn opendir(&self, request: &Request, nodeid: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         let who = self.who(request);
-        self.core.open_dir(who, nodeid.0, replies::dir(reply));
+        self.core
+            .open_dir(who, nodeid.0, Once::never_again(), replies::dir(reply));
     }
 
     fn readdir(
@@ -342,8 +372,13 @@ impl Filesystem for Face {
     ) {
         let who = self.who(request);
         let change = (name.to_owned(), value.to_vec(), flags);
-        self.core
-            .set_xattr(who, nodeid.0, change, replies::empty(reply));
+        self.core.set_xattr(
+            who,
+            nodeid.0,
+            change,
+            Once::never_again(),
+            replies::empty(reply),
+        );
     }
 
     fn getxattr(
@@ -367,8 +402,13 @@ impl Filesystem for Face {
 
     fn removexattr(&self, request: &Request, nodeid: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let who = self.who(request);
-        self.core
-            .remove_xattr(who, nodeid.0, name.into(), replies::empty(reply));
+        self.core.remove_xattr(
+            who,
+            nodeid.0,
+            name.into(),
+            Once::never_again(),
+            replies::empty(reply),
+        );
     }
 
     /// The kernel checks permissions itself (default_permissions) and does not ask.
@@ -393,6 +433,7 @@ impl Filesystem for Face {
             (parent.0, name.into()),
             permissions,
             flags,
+            Once::never_again(),
             replies::created(reply),
         );
     }

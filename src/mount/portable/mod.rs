@@ -108,6 +108,9 @@ fn options(config: &Config) -> fuser::Config {
     if config.read_only {
         session.mount_options.push(MountOption::RO);
     }
+    if config.no_exec {
+        session.mount_options.push(MountOption::NoExec);
+    }
     session.acl = if is_root {
         SessionACL::All
     } else {

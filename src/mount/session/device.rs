@@ -10,6 +10,7 @@ use std::io::{IoSlice, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
+use std::sync::atomic::AtomicUsize;
 
 use zerocopy::IntoBytes;
 
@@ -22,6 +23,8 @@ const CLONE: libc::Ioctl = 0x8004_e500u32 as libc::Ioctl;
 /// A descriptor of the connection. Closed with the last use.
 pub struct Device {
     file: File,
+    /// Requests that were taken through it and are not answered.
+    pub in_hand: AtomicUsize,
 }
 
 /// What came of looking for a request.
@@ -46,7 +49,7 @@ impl Device {
         // SAFETY: the ioctl reads one u32, the descriptor to clone; both descriptors are open.
         let cloned = unsafe { libc::ioctl(file.as_raw_fd(), CLONE, &mut source) };
         match cloned {
-            0 => Ok(Device { file }),
+            0 => Ok(Device::from(OwnedFd::from(file))),
             _ => Err(io::Error::last_os_error()),
         }
     }
@@ -121,6 +124,7 @@ impl From<OwnedFd> for Device {
     fn from(descriptor: OwnedFd) -> Device {
         Device {
             file: descriptor.into(),
+            in_hand: AtomicUsize::new(0),
         }
     }
 }

@@ -5,6 +5,7 @@
 //! [`Reply`], which says EIO. Locks (GETLK, SETLK) are not taken over: without FUSE_POSIX_LOCKS and
 //! FUSE_FLOCK_LOCKS the kernel keeps them itself.
 
+use std::ffi::OsStr;
 use std::sync::Arc;
 
 use super::reply::Reply;
@@ -14,26 +15,55 @@ use super::wire::{
     ForgetOne, FsyncIn, GetxattrIn, LinkIn, LseekIn, MkdirIn, MknodIn, OpenIn, ReadIn, ReleaseIn,
     Rename2In, RenameIn, SetattrIn, SetxattrIn, fattr, opcode,
 };
+use crate::mount::again::Making;
 use crate::mount::core::Core;
-use crate::store::{Caller, SetAttr, SetTime, Timestamp};
+use crate::mount::nodes::Inode;
+use crate::mount::once::Once;
+use crate::store::dir::attr::kind;
+use crate::store::{Caller, Kind, SetAttr, SetTime, Timestamp};
 
 /// Hands a request to its operation.
 pub fn dispatch(core: &Arc<Core>, request: Request<'_>, reply: Reply) {
     let mut call = Call {
         core,
         node: request.header.nodeid,
+        once: Once::never_again(),
         request,
     };
-    match call.forgets() {
-        true => reply.none(),
-        false => drop(call.answered_by(reply)),
+    if call.forgets() {
+        return reply.none();
+    }
+    call.once = call.once();
+    let reply = reply.guarded(&call.once);
+    if call.answered_by(reply).is_none() {
+        log::error!("the kernel sent a request that is not well-formed; it gets EIO");
     }
 }
 
 struct Call<'a> {
     core: &'a Arc<Core>,
     node: u64,
+    once: Once,
     request: Request<'a>,
+}
+
+/// Whether repeating it would show: in a reference to an inode, in an error because its effect is there.
+fn must_not_repeat(operation: u32) -> bool {
+    matches!(
+        operation,
+        opcode::LOOKUP
+            | opcode::CREATE
+            | opcode::MKDIR
+            | opcode::MKNOD
+            | opcode::SYMLINK
+            | opcode::LINK
+            | opcode::UNLINK
+            | opcode::RMDIR
+            | opcode::RENAME
+            | opcode::RENAME2
+            | opcode::SETXATTR
+            | opcode::REMOVEXATTR
+    )
 }
 
 impl Call<'_> {
@@ -93,7 +123,8 @@ impl Call<'_> {
             opcode::REMOVEXATTR => self.removexattr(reply),
             opcode::FLUSH => self.flush(reply),
             opcode::OPENDIR => {
-                self.core.open_dir(self.who(), self.node, reply.dir());
+                let (who, once) = self.asked();
+                self.core.open_dir(who, self.node, once, reply.dir());
                 Some(())
             }
             opcode::READDIR => self.readdir(reply),
@@ -122,6 +153,26 @@ impl Call<'_> {
                 Some(())
             }
         }
+    }
+
+    /// What is known of the request; a reference that an earlier server took for it and did not tell of is
+    /// given back.
+    fn once(&self) -> Once {
+        if !self.core.exactly_once {
+            return Once::never_again();
+        }
+        let header = &self.request.header;
+        let guarded = must_not_repeat(header.opcode);
+        let once = Once::new(&self.core.legacy.ledger, header.unique, guarded);
+        if let Some(nodeid) = once.given_before() {
+            self.core.nodes.forget(nodeid, 1);
+        }
+        once
+    }
+
+    /// Who asks, and what is known of the request.
+    fn asked(&self) -> (Caller, Once) {
+        (self.who(), self.once.clone())
     }
 
     /// Who asks.
@@ -162,48 +213,54 @@ impl Call<'_> {
 
     fn symlink(&mut self, reply: Reply) -> Option<()> {
         let (name, target) = (self.request.name()?, self.request.name()?);
-        let (who, place) = (self.who(), (self.node, name));
-        let make = move |core: &Core, dir: &_, name: &_| {
-            let dir: &crate::mount::nodes::Inode = dir;
-            core.store.make_symlink(&who, &dir.node, name, &target)
+        let making = Making::Symlink(target.clone());
+        let make = move |core: &Core, who: &Caller, dir: &Inode, name: &OsStr| {
+            core.store.make_symlink(who, &dir.node, name, &target)
         };
-        self.core.make("symlink", place, reply.entry(), make);
+        let place = (self.node, name);
+        self.core
+            .make(self.asked(), making, place, reply.entry(), make);
         Some(())
     }
 
     fn mknod(&mut self, reply: Reply) -> Option<()> {
         let asked: MknodIn = self.request.take()?;
-        let (who, place) = (self.who(), (self.node, self.request.name()?));
+        let place = (self.node, self.request.name()?);
+        let making = Making::Kind(kind(asked.mode));
+        let make = move |core: &Core, who: &Caller, dir: &Inode, name: &OsStr| {
+            let mode = core.masked(who, dir, asked.mode, asked.umask);
+            core.store.make_node(who, &dir.node, name, mode, asked.rdev)
+        };
         self.core
-            .make("mknod", place, reply.entry(), move |core, dir, name| {
-                let mode = core.masked(&who, dir, asked.mode, asked.umask);
-                core.store
-                    .make_node(&who, &dir.node, name, mode, asked.rdev)
-            });
+            .make(self.asked(), making, place, reply.entry(), make);
         Some(())
     }
 
     fn mkdir(&mut self, reply: Reply) -> Option<()> {
         let asked: MkdirIn = self.request.take()?;
-        let (who, place) = (self.who(), (self.node, self.request.name()?));
+        let place = (self.node, self.request.name()?);
+        let make = move |core: &Core, who: &Caller, dir: &Inode, name: &OsStr| {
+            let permissions = core.masked(who, dir, asked.mode & 0o7777, asked.umask);
+            core.store.make_dir(who, &dir.node, name, permissions)
+        };
+        let making = Making::Kind(Kind::Dir);
         self.core
-            .make("mkdir", place, reply.entry(), move |core, dir, name| {
-                let permissions = core.masked(&who, dir, asked.mode & 0o7777, asked.umask);
-                core.store.make_dir(&who, &dir.node, name, permissions)
-            });
+            .make(self.asked(), making, place, reply.entry(), make);
         Some(())
     }
 
     fn unlink(&mut self, reply: Reply) -> Option<()> {
         let name = self.request.name()?;
-        self.core.unlink(self.who(), self.node, name, reply.empty());
+        let (who, once) = self.asked();
+        self.core.unlink(who, self.node, name, once, reply.empty());
         Some(())
     }
 
     fn rmdir(&mut self, reply: Reply) -> Option<()> {
         let name = self.request.name()?;
+        let (who, once) = self.asked();
         self.core
-            .remove_dir(self.who(), self.node, name, reply.empty());
+            .remove_dir(who, self.node, name, once, reply.empty());
         Some(())
     }
 
@@ -217,21 +274,24 @@ impl Call<'_> {
         };
         let from = (self.node, self.request.name()?);
         let to = (target, self.request.name()?);
-        self.core.rename(self.who(), from, to, flags, reply.empty());
+        let (who, once) = self.asked();
+        self.core.rename(who, from, to, flags, once, reply.empty());
         Some(())
     }
 
     fn link(&mut self, reply: Reply) -> Option<()> {
         let LinkIn { oldnodeid } = self.request.take()?;
         let place = (self.node, self.request.name()?);
-        self.core.link(self.who(), oldnodeid, place, reply.entry());
+        let (who, once) = self.asked();
+        self.core.link(who, oldnodeid, place, once, reply.entry());
         Some(())
     }
 
     fn open(&mut self, reply: Reply) -> Option<()> {
         let asked: OpenIn = self.request.take()?;
+        let (who, once) = self.asked();
         self.core
-            .open(self.who(), self.node, asked.flags, reply.file());
+            .open(who, self.node, asked.flags, once, reply.file());
         Some(())
     }
 
@@ -239,8 +299,10 @@ impl Call<'_> {
         let asked: CreateIn = self.request.take()?;
         let place = (self.node, self.request.name()?);
         let permissions = (asked.mode & 0o7777, asked.umask);
+        let (who, once) = self.asked();
+        let flags = asked.flags;
         self.core
-            .create(self.who(), place, permissions, asked.flags, reply.created());
+            .create(who, place, permissions, flags, once, reply.created());
         Some(())
     }
 
@@ -269,8 +331,10 @@ impl Call<'_> {
         let SetxattrIn { size, flags } = self.request.take()?;
         let name = self.request.name()?;
         let value = self.request.bytes(size as usize)?.to_vec();
+        let (who, once) = self.asked();
+        let change = (name, value, flags);
         self.core
-            .set_xattr(self.who(), self.node, (name, value, flags), reply.empty());
+            .set_xattr(who, self.node, change, once, reply.empty());
         Some(())
     }
 
@@ -289,8 +353,9 @@ impl Call<'_> {
 
     fn removexattr(&mut self, reply: Reply) -> Option<()> {
         let name = self.request.name()?;
+        let (who, once) = self.asked();
         self.core
-            .remove_xattr(self.who(), self.node, name, reply.empty());
+            .remove_xattr(who, self.node, name, once, reply.empty());
         Some(())
     }
 

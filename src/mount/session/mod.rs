@@ -19,7 +19,9 @@ mod worker;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 pub use self::device::Device;
 use self::turns::Turns;
@@ -31,10 +33,36 @@ use super::kernel::Kernel;
 /// several, a second goes on while the first is in a system call.
 const HELPERS_WITH_RING: usize = 1;
 
+/// How long after a take-over a wake-up may go to a dead server's poll, which the kernel takes back late.
+const WARY: Duration = Duration::from_secs(2);
+/// How often the end of what is in hand is looked for.
+const BRAKE_POLL: Duration = Duration::from_micros(200);
+
 /// Threads that serve a mount.
 pub struct Session {
     threads: Vec<JoinHandle<()>>,
     kernel: Arc<Device>,
+    brake: Brake,
+}
+
+/// Stops a session so that another server can go on with it.
+#[derive(Clone)]
+pub struct Brake {
+    turns: Arc<Turns>,
+    devices: Vec<Arc<Device>>,
+}
+
+impl Brake {
+    /// No request is taken from now on. Waits until those in hand are answered, at most `patience`: the
+    /// rest are sent again to who comes next.
+    pub fn stop(&self, patience: Duration) {
+        self.turns.stop();
+        let end = Instant::now() + patience;
+        let in_hand = |device: &Arc<Device>| device.in_hand.load(Ordering::Acquire);
+        while self.devices.iter().any(|device| in_hand(device) > 0) && Instant::now() < end {
+            thread::sleep(BRAKE_POLL);
+        }
+    }
 }
 
 impl Session {
@@ -57,9 +85,11 @@ impl Session {
             true => HELPERS_WITH_RING,
             false => devices.len().saturating_sub(1),
         };
-        let turns = Arc::new(Turns::new(helpers));
+        let wary = if resend { WARY } else { Duration::ZERO };
+        let turns = Arc::new(Turns::new(helpers, Instant::now() + wary));
+        let devices: Vec<Arc<Device>> = devices.into_iter().map(Arc::new).collect();
         let mut workers = Vec::new();
-        for (number, device) in devices.into_iter().enumerate() {
+        for (number, device) in devices.iter().cloned().enumerate() {
             let (core, turns) = (core.clone(), turns.clone());
             let worker = thread::Builder::new()
                 .name(format!("fuse-{number}"))
@@ -72,7 +102,13 @@ impl Session {
         Ok(Session {
             threads: workers,
             kernel: Arc::new(kernel),
+            brake: Brake { turns, devices },
         })
+    }
+
+    /// The way to stop it for another server.
+    pub fn brake(&self) -> Brake {
+        self.brake.clone()
     }
 
     /// The way to tell the kernel something.

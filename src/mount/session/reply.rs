@@ -1,9 +1,13 @@
 //! Replies: what operations answer, in the kernel's words.
 //!
+//! A request that must not be carried out twice is guarded until its reply is out: then the kernel will not
+//! send it again.
+//!
 //! *Invariant*: every request that wants a reply gets one: a [`Reply`] that is dropped unsent says EIO.
 
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use zerocopy::{Immutable, IntoBytes};
 
@@ -14,6 +18,7 @@ use super::wire::{
 };
 use crate::image::ReadDone;
 use crate::mount::answer::{Answer, Entry, Listed, ListedName, Opened, Shown, TTL, Value, errno};
+use crate::mount::once::Once;
 use crate::store::{Error, Kind, Result, StatFs};
 
 /// The way back for one request.
@@ -21,15 +26,25 @@ pub struct Reply {
     device: Arc<Device>,
     unique: u64,
     sent: bool,
+    /// Kept until the reply is out.
+    once: Once,
 }
 
 impl Reply {
     pub fn new(device: &Arc<Device>, unique: u64) -> Reply {
+        device.in_hand.fetch_add(1, Ordering::Relaxed);
         Reply {
             device: device.clone(),
             unique,
             sent: false,
+            once: Once::never_again(),
         }
+    }
+
+    /// The reply to a request that must not be carried out twice.
+    pub fn guarded(mut self, once: &Once) -> Reply {
+        self.once = once.clone();
+        self
     }
 
     /// What the kernel calls the request.
@@ -88,7 +103,10 @@ impl Reply {
     }
 
     pub fn entry(self) -> Answer<Entry> {
-        self.with(|reply, entry| reply.word(&entry_out(&entry)))
+        self.with(|reply, entry: Entry| {
+            reply.once.gives(entry.shown.nodeid);
+            reply.word(&entry_out(&entry));
+        })
     }
 
     pub fn attr(self) -> Answer<Shown> {
@@ -116,7 +134,8 @@ impl Reply {
     }
 
     pub fn created(self) -> Answer<(Entry, Opened)> {
-        self.with(|reply, (entry, opened)| {
+        self.with(|reply, (entry, opened): (Entry, Opened)| {
+            reply.once.gives(entry.shown.nodeid);
             reply.word(&CreateOut {
                 entry: entry_out(&entry),
                 open: file_out(&opened),
@@ -191,6 +210,7 @@ impl Drop for Reply {
         if !self.sent {
             self.say(libc::EIO);
         }
+        self.device.in_hand.fetch_sub(1, Ordering::Release);
     }
 }
 

@@ -7,11 +7,16 @@
 //!
 //! *Locking*: `state` is held for bookkeeping only.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
 use parking_lot::{Condvar, Mutex};
 
 /// The turns of one session.
 pub struct Turns {
     helpers_max: usize,
+    wary_until: Instant,
+    stopped: AtomicBool,
     state: Mutex<State>,
     freed: Condvar,
 }
@@ -32,10 +37,13 @@ pub enum Turn {
 }
 
 impl Turns {
-    /// One leader and at most `helpers_max` helpers.
-    pub fn new(helpers_max: usize) -> Turns {
+    /// One leader and at most `helpers_max` helpers. Until `wary_until` wake-ups may go to a process
+    /// that is dead, so nobody relies on them.
+    pub fn new(helpers_max: usize, wary_until: Instant) -> Turns {
         Turns {
             helpers_max,
+            wary_until,
+            stopped: AtomicBool::new(false),
             state: Mutex::default(),
             freed: Condvar::new(),
         }
@@ -82,6 +90,20 @@ impl Turns {
         }
     }
 
+    /// True while wake-ups may be lost.
+    pub fn is_wary(&self) -> bool {
+        Instant::now() < self.wary_until
+    }
+
+    /// From now on nobody takes a request.
+    pub fn stop(&self) {
+        self.stopped.store(true, Ordering::Release);
+    }
+
+    pub fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Acquire)
+    }
+
     /// The session is over.
     pub fn end(&self) {
         self.state.lock().ended = true;
@@ -95,7 +117,7 @@ mod tests {
 
     #[test]
     fn a_spare_leads_when_the_leader_steps_aside_and_all_end_together() {
-        let turns = Turns::new(1);
+        let turns = Turns::new(1, Instant::now());
         assert_eq!(turns.take(), Some(Turn::Leader));
         std::thread::scope(|scope| {
             let spare = scope.spawn(|| turns.take());
@@ -109,7 +131,7 @@ mod tests {
 
     #[test]
     fn helpers_come_when_called_and_only_so_many() {
-        let turns = Turns::new(1);
+        let turns = Turns::new(1, Instant::now());
         assert_eq!(turns.take(), Some(Turn::Leader));
         turns.call_for_help();
         turns.call_for_help();

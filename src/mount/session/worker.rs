@@ -20,6 +20,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use log::Level;
 use zerocopy::IntoBytes;
 
 use super::device::{Device, Received};
@@ -32,8 +33,10 @@ use super::wire::{InHeader, ReadIn, WRITE_HEAD_BYTES, WRITE_KILL_SUIDGID, WriteI
 use crate::image::{Begun, Hit, PendingRead};
 use crate::io::sync::read_now;
 use crate::io::{Buffer, Engine, Read};
+use crate::logs;
 use crate::mount::answer::errno;
 use crate::mount::core::Core;
+use crate::mount::once::is_sent_again;
 use crate::store::Error;
 
 /// Requests taken in one round.
@@ -42,6 +45,8 @@ const ROUND_MAX: usize = 8;
 const HELPER_PATIENCE: Duration = Duration::from_millis(5);
 /// Longest sleep; nothing depends on it.
 const SLEEP_MAX: Duration = Duration::from_secs(60);
+/// Longest sleep while a wake-up may have gone to a dead server's poll, and once nothing is taken any more.
+const SLEEP_WARY: Duration = Duration::from_millis(5);
 /// How long the end of a session waits for flash to end what was begun.
 const END_PATIENCE: Duration = Duration::from_secs(10);
 /// Bytes of a WRITE's payload at most; the kernel insists on room for it.
@@ -91,13 +96,13 @@ impl Worker {
     /// memory.
     pub fn new(
         core: Arc<Core>,
-        device: Device,
+        device: Arc<Device>,
         turns: Arc<Turns>,
         ring: bool,
     ) -> io::Result<Worker> {
         Ok(Worker {
             core,
-            device: Arc::new(device),
+            device,
             turns,
             engine: crate::io::engine::new(ring),
             slots: Slots::new()?,
@@ -156,17 +161,23 @@ impl Worker {
 
     /// Sleeps until there is something to do; false for a helper that nobody needed.
     fn sleep(&mut self) -> bool {
+        let stopped = self.turns.is_stopped();
         let patience = match self.turn {
+            Turn::Leader if stopped || self.turns.is_wary() => SLEEP_WARY,
             Turn::Leader => SLEEP_MAX,
             Turn::Helper => HELPER_PATIENCE,
         };
-        let woken = self.engine.wait(Some(self.device.raw()), patience);
+        let watched = (!stopped).then_some(self.device.raw());
+        let woken = self.engine.wait(watched, patience);
         woken || self.turn == Turn::Leader || !self.nothing_under_way()
     }
 
     /// Takes the requests that wait.
     fn round(&mut self) -> Went {
         for _ in 0..ROUND_MAX {
+            if self.turns.is_stopped() {
+                return Went::Dry;
+            }
             let len = match self
                 .device
                 .receive(&mut self.request.bytes_mut()[REQUEST_AT..])
@@ -196,19 +207,24 @@ impl Worker {
         let served = catch_unwind(AssertUnwindSafe(|| match Request::parse(bytes) {
             Some(request) => self.take_on(request),
             None => {
-                log::error!("the kernel sent a request that is not whole");
+                let line = || "the kernel sent a request that is not whole".to_owned();
+                logs::say(Level::Error, "request", "", line);
                 (None, Went::Busy)
             }
         }));
         self.request = buffer;
         served.unwrap_or_else(|_| {
-            log::error!("an operation panicked; its caller gets EIO");
+            let line = || "an operation panicked; its caller gets EIO".to_owned();
+            logs::say(Level::Error, "panic", "", line);
             (None, Went::Busy)
         })
     }
 
     fn take_on(&mut self, mut request: Request<'_>) -> (Option<UnderWay>, Went) {
         let header = request.header;
+        if is_sent_again(header.unique) {
+            self.core.legacy.ledger.resent();
+        }
         let reply = Reply::new(&self.device, header.unique);
         match header.opcode {
             opcode::READ => match request.take::<ReadIn>() {

@@ -9,7 +9,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
+use log::Level;
 use parking_lot::Mutex;
+
+use crate::logs;
 
 use super::{Class, Error, Result, Shared, Ticket};
 
@@ -126,7 +129,9 @@ impl<T: Send + 'static> Parked<T> {
                 return;
             }
             let result = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
-                log::error!("a {} operation panicked; its caller gets EIO", self.what);
+                logs::say(Level::Error, "panic", self.what, || {
+                    format!("a {} operation panicked; its caller gets EIO", self.what)
+                });
                 Err(Error::from_errno(libc::EIO))
             });
             if self.cell.end() {

@@ -15,6 +15,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
 
+use log::Level;
+
+use crate::logs;
+
 use super::{Limits, STACK_BYTES, Shared};
 
 /// Warming jobs under way at most, of 1 MiB each.
@@ -164,7 +168,12 @@ impl Shared {
             .stack_size(STACK_BYTES)
             .spawn(move || shared.work());
         if let Err(error) = spawned {
-            log::warn!("cannot start a {} thread: {error}", self.name);
+            logs::say(Level::Warn, "thread", self.name, || {
+                format!(
+                    "cannot start a {} thread: {error}; work waits for those there are",
+                    self.name
+                )
+            });
             self.queue.lock().threads -= 1;
         }
     }

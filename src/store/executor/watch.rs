@@ -8,12 +8,13 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use log::Level;
+
 use super::{Error, Shared};
+use crate::logs;
 
 /// How often the watcher looks while jobs are pending.
 const WATCH_INTERVAL: Duration = Duration::from_millis(250);
-/// Failing is logged this often at most.
-const FAILING_LINE_INTERVAL: Duration = Duration::from_secs(10);
 
 impl Shared {
     pub(super) fn watch(&self) {
@@ -68,37 +69,41 @@ impl Shared {
         }
     }
 
-    /// Takes the end of a call into account: one log line when failing begins, at most every
-    /// [`FAILING_LINE_INTERVAL`].
+    /// Takes the end of a call into account.
     pub(super) fn note(&self, what: &str, error: Option<&Error>) {
         let failure = error.filter(|error| error.tells_of_the_store());
         let Some(error) = failure else {
-            if error.is_none() && self.failing.load(Ordering::Relaxed) {
-                self.failing.store(false, Ordering::Relaxed);
+            let was_failing = error.is_none()
+                && self.failing.load(Ordering::Relaxed)
+                && self.failing.swap(false, Ordering::Relaxed);
+            if was_failing {
+                logs::say(Level::Info, "works", self.name, || {
+                    format!("the {} answers without errors again", self.name)
+                });
             }
             return;
         };
-        let was_failing = self.failing.swap(true, Ordering::Relaxed);
-        let now = self.now_ms().max(1);
-        let told = self.told_failing_ms.load(Ordering::Relaxed);
-        let due = told == 0 || u128::from(now - told.min(now)) >= FAILING_LINE_INTERVAL.as_millis();
-        if !was_failing && due {
-            self.told_failing_ms.store(now, Ordering::Relaxed);
-            log::warn!("the {} answers with errors: {what}: {error}", self.name);
-        }
+        self.failing.store(true, Ordering::Relaxed);
+        logs::say(Level::Warn, "failing", self.name, || {
+            format!("the {} answers with errors: {what}: {error}", self.name)
+        });
     }
 
     /// One log line when the store stops answering and one when it is back.
     fn set_hanging(&self, hanging: bool) {
         if self.hanging.swap(hanging, Ordering::Relaxed) != hanging {
             if hanging {
-                log::warn!(
-                    "the {} does not answer: cached data is served, the rest waits up to {} s",
-                    self.name,
-                    self.limits.deadline.as_secs()
-                );
+                logs::say(Level::Warn, "hanging", self.name, || {
+                    format!(
+                        "the {} does not answer: cached data is served, the rest waits up to {} s",
+                        self.name,
+                        self.limits.deadline.as_secs()
+                    )
+                });
             } else {
-                log::info!("the {} answers again", self.name);
+                logs::say(Level::Info, "answers", self.name, || {
+                    format!("the {} answers again", self.name)
+                });
             }
         }
     }
