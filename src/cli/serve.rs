@@ -34,7 +34,7 @@ use crate::mount::{self as face, Brake};
 /// The keeper's first word comes at once.
 const BEGIN_PATIENCE: Duration = Duration::from_secs(10);
 /// What is in hand gets this long when another server shall go on; the rest is sent to it again.
-const DRAIN_PATIENCE: Duration = Duration::from_millis(20);
+const DRAIN_PATIENCE: Duration = Duration::from_millis(10);
 /// For tests: says another version of the ledger than ours.
 const LEDGER_VERSION: &str = "FLASHSIDE_TEST_LEDGER_VERSION";
 /// For tests: fails when it is given the mount.
