@@ -19,11 +19,10 @@ fn kept() -> Option<World> {
 
 fn kept_with(prepare: impl FnOnce(&mut World)) -> Option<World> {
     let world = World::with_images(&[("disk", MIB)], prepare)?;
-    if world.status()["handover"] == "off" {
-        println!(
-            "skipped: no hand-over here: {}",
-            world.status()["handover_reason"]
-        );
+    let status = world.status();
+    if status["handover"] == "off" {
+        let why = status["handover_reason"].as_str().expect("a reason");
+        println!("skipped: no hand-over here: {why}");
         return None;
     }
     wait_until(PATIENCE, "a standby", || {

@@ -26,7 +26,7 @@ use signal_hook::iterator::Signals;
 use super::stack::{self, Ground, Stack};
 use super::{Error, background, logging, mount};
 use crate::config::{Config, FileText};
-use crate::handover::message::{self, Begin, Hello, Message};
+use crate::handover::message::{self, Begin, Hello, Message, Standing};
 use crate::handover::{Came, Inheritance, Kept, Ledger, Link, Negotiated, ledger};
 use crate::keeper;
 use crate::mount::{self as face, Brake};
@@ -55,6 +55,7 @@ pub struct Serve {
 struct Given {
     devices: Vec<OwnedFd>,
     files: HashMap<u64, OwnedFd>,
+    standing: Standing,
 }
 
 /// What to serve, and with what.
@@ -153,6 +154,7 @@ fn wait_for_turn(
             }
             Message::Devices => given.devices.append(&mut descriptors),
             Message::Files { numbers } => given.files.extend(numbers.into_iter().zip(descriptors)),
+            Message::Standing(standing) => given.standing = standing,
             Message::Ping => link.send(&Message::Pong, &[]).map_err(Error::Start)?,
             Message::Take {
                 passthrough,
@@ -197,7 +199,7 @@ fn serve_mount(
     link: &Link,
 ) -> Result<ExitCode, Error> {
     let end = link.as_fd().try_clone_to_owned().and_then(Link::new);
-    let kept = Kept::by(begin.keeper_pid, end.map_err(Error::Start)?);
+    let kept = Kept::by(begin.keeper_pid, end.map_err(Error::Start)?, given.standing);
     let brake: Arc<OnceLock<Option<Brake>>> = Arc::default();
     let devices = match (config.server_clones, given.devices.first()) {
         (true, Some(any)) => {

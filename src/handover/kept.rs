@@ -48,12 +48,12 @@ impl Kept {
         })
     }
 
-    /// The keeper at the other end of `link`.
-    pub fn by(pid: u32, link: Link) -> Arc<Kept> {
+    /// The keeper at the other end of `link`, which has told already how the hand-over stands.
+    pub fn by(pid: u32, link: Link, standing: Standing) -> Arc<Kept> {
         let there = AtomicBool::new(true);
         Arc::new(Kept {
             keeper: Some(Keeper { link, pid, there }),
-            standing: Mutex::default(),
+            standing: Mutex::new(standing),
             asked: Mutex::default(),
         })
     }
