@@ -106,8 +106,9 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temp directory");
         let file = dir.path().join("vms.toml");
         std::fs::write(&file, text).expect("written");
-        let settings = FileText::read(&file).expect("read").settings();
-        let settings = settings.expect("a configuration");
+        let settings = FileText::read(&file)
+            .and_then(|file| file.settings())
+            .expect("read");
         drop_in(&settings, &file).map_err(|error| error.to_string())
     }
 

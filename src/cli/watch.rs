@@ -30,8 +30,11 @@ pub enum Watched {
     All,
     One(PathBuf),
     /// One image of a mount.
-    Image(PathBuf, Box<dyn Fn(&str, &str) -> bool>),
+    Image(PathBuf, IsWanted),
 }
+
+/// Whether an image, by name and id, is the one that is watched.
+pub type IsWanted = Box<dyn Fn(&str, &str) -> bool>;
 
 /// Shows `watched` every `interval` until it is stopped.
 pub fn watch(watched: &Watched, interval: Duration) -> Result<ExitCode, Error> {

@@ -64,7 +64,8 @@ const FORGET_PAUSE: Duration = Duration::from_millis(1);
 const FORGET_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// Serves the mount that `inheritance` belongs to until it is unmounted, and calls `ready` once requests
-/// are answered, with the brake for a hand-over. All FUSE threads have ended and all files are released when this returns.
+/// are answered, with the brake for a hand-over. All FUSE threads have ended and all files are released when
+/// this returns.
 ///
 /// An inheritance without descriptors ([`portable_session`]) is of no mount yet: fuser makes it and serves
 /// it. `control_socket` is what `user.flashside.control` shows on the root. Fails where the mount is refused.
@@ -91,6 +92,10 @@ pub fn serve(
         legacy,
     );
     let core = Arc::new(core);
+    if let Some(last) = inheritance.devices.last() {
+        core.planes.negotiated(inheritance.negotiated.passthrough);
+        core.planes.begin(last.try_clone());
+    }
     if inheritance.succeeds {
         core.take_on(std::mem::take(&mut inheritance.files));
     }
@@ -148,13 +153,11 @@ enum Serving {
 impl Serving {
     /// Begins to serve, as the configuration asks.
     fn start(config: &Config, core: &Arc<Core>, inheritance: Inheritance) -> io::Result<Serving> {
-        let Some(last) = inheritance.devices.last() else {
+        if inheritance.devices.is_empty() {
             let portable = Portable::start(config, core)?;
             core.planes.begin(portable.device());
             return Ok(Serving::Portable(portable));
-        };
-        core.planes.negotiated(inheritance.negotiated.passthrough);
-        core.planes.begin(last.try_clone());
+        }
         let resend = inheritance.succeeds && inheritance.negotiated.resend;
         let session = Session::start(core, inheritance.devices, config.io_uring, resend)?;
         Ok(Serving::Own(session))
