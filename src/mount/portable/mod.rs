@@ -5,7 +5,6 @@ mod attr;
 mod face;
 mod negotiate;
 mod replies;
-mod way;
 
 use std::ffi::OsStr;
 use std::io;
@@ -21,7 +20,6 @@ use fuser::{BackgroundSession, INodeNo, MountOption, Notifier, SessionACL};
 
 use self::face::Face;
 use self::negotiate::Negotiator;
-use self::way::Way;
 use super::core::Core;
 use super::kernel::Kernel;
 use crate::config::Config;
@@ -43,9 +41,7 @@ impl Connection {
     pub fn new(config: &Config) -> io::Result<Connection> {
         let agreed = Arc::new(OnceLock::new());
         let negotiator = Negotiator::new(config.passthrough, agreed.clone());
-        let way = Way::to(config)?;
-        let session = fuser::Session::new(negotiator, way.begin(), &options(config))?;
-        way.arrive()?;
+        let session = fuser::Session::new(negotiator, &config.mountpoint, &options(config))?;
         Ok(Connection {
             session: ManuallyDrop::new(session),
             negotiated: agreed.get().copied().unwrap_or_default(),
@@ -70,9 +66,7 @@ impl Portable {
     pub fn start(config: &Config, core: &Arc<Core>) -> io::Result<Portable> {
         let (ending, ended) = channel();
         let face = Face::new(core.clone(), ending);
-        let way = Way::to(config)?;
-        let session = fuser::Session::new(face, way.begin(), &options(config))?;
-        way.arrive()?;
+        let session = fuser::Session::new(face, &config.mountpoint, &options(config))?;
         Ok(Portable {
             device: session.as_fd().try_clone_to_owned()?,
             session: ManuallyDrop::new(session.spawn()?),
