@@ -261,6 +261,14 @@ fn a_port_serves_metrics_alone_and_again_after_a_kill() {
     assert_eq!(parse(&body).kinds, scrape(&world).kinds);
     assert!(ask("GET /v1/status").0.starts_with("HTTP/1.1 404"));
     assert!(ask("POST /metrics").0.starts_with("HTTP/1.1 405"));
+    if world.status()["handover"] != "off" {
+        world.wait_for_standby();
+        world.kill_server();
+        wait_until(PATIENCE, "the next server's numbers", || {
+            let told = parse(&ask("GET /metrics").1);
+            told.sum("flashside_restarts_total", &[]) == 1.0
+        });
+    }
     world.kill9();
     world.start();
     assert!(ask("GET /metrics").0.starts_with("HTTP/1.1 200"));

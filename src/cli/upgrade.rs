@@ -30,9 +30,13 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
 )]
 pub struct Upgrade {
     /// The mount; may be left out where there is one only
+    #[arg(value_name = "MOUNTPOINT")]
+    mount: Option<PathBuf>,
+    /// The same, as other commands have it
+    #[arg(long, value_name = "DIR", conflicts_with = "mount")]
     mountpoint: Option<PathBuf>,
     /// The mount of this configuration file
-    #[arg(long, value_name = "FILE", conflicts_with = "mountpoint")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["mount", "mountpoint"])]
     config: Option<PathBuf>,
     /// Hand over to this program [default: the one that runs this command]
     #[arg(long, value_name = "FILE")]
@@ -62,7 +66,8 @@ impl Upgrade {
     fn mountpoint(&self) -> Result<PathBuf, Error> {
         let all = find::mountpoints().map_err(Error::MountTable)?;
         let configured = self.config.as_deref().map(configured).transpose()?;
-        let Some(wanted) = configured.as_ref().or(self.mountpoint.as_ref()) else {
+        let typed = self.mount.as_ref().or(self.mountpoint.as_ref());
+        let Some(wanted) = typed.or(configured.as_ref()) else {
             return match all.as_slice() {
                 [only] => Ok(only.clone()),
                 several => Err(Error::WhichMount(several.len())),

@@ -30,8 +30,10 @@ const TAKE_PATIENCE: Duration = Duration::from_secs(120);
 const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
 /// A standby that fails is tried again after this.
 const STANDBY_PAUSE: Duration = Duration::from_secs(5);
-/// Longest sleep; deadlines are looked at then.
-const SLEEP_MAX: Duration = Duration::from_millis(500);
+/// Longest sleep while something has a deadline.
+const SLEEP_WAITING: Duration = Duration::from_millis(500);
+/// Longest sleep; nothing depends on it.
+const SLEEP_MAX: Duration = Duration::from_secs(60);
 /// How often a half-dead server is looked for, in tests.
 const NO_FENCE_INTERVAL: Duration = Duration::from_millis(1);
 
@@ -120,7 +122,7 @@ impl<'a, R: FnOnce()> Keeper<'a, R> {
             ending: false,
             took_on,
             leaving: false,
-            life: Life::new(),
+            life: Life::as_systemd_wants(),
             told: None,
         };
         keeper.serving = Some(keeper.start().map_err(Error::Start)?);
@@ -192,12 +194,21 @@ impl<'a, R: FnOnce()> Keeper<'a, R> {
         Ok(woken)
     }
 
+    /// How long nothing is due.
     fn patience(&self) -> Duration {
-        let pause = self.failures.pause();
+        let is = |phase| {
+            self.serving
+                .as_ref()
+                .is_some_and(|server| server.phase == phase)
+        };
+        let waits = is(Phase::Taking) || self.draining.is_some() || self.candidate.is_some();
+        let until = |due: Instant| due.saturating_duration_since(Instant::now());
         match () {
             () if !self.config.fence => NO_FENCE_INTERVAL,
-            () if pause.is_zero() => SLEEP_MAX,
-            () => SLEEP_MAX.min(pause),
+            () if self.serving.is_none() && self.refusing.is_none() => self.failures.pause(),
+            () if waits || self.upgrade.is_some() => SLEEP_WAITING,
+            () if self.wants_standby() => until(self.standby_after),
+            () => SLEEP_MAX.min(self.life.patience()),
         }
     }
 
@@ -318,7 +329,9 @@ impl<'a, R: FnOnce()> Keeper<'a, R> {
             Message::Refused { why } => self.server(role)?.refused = Some(why),
             Message::Hold { number } => {
                 let held = self.holdings.as_mut().zip(descriptors.into_iter().next());
-                held.map(|(holdings, file)| holdings.hold(number, file));
+                if let Some((holdings, file)) = held {
+                    holdings.hold(number, file);
+                }
             }
             Message::LetGo { number } => self.holdings.as_mut()?.let_go(number),
             Message::Upgrade { program } => {
@@ -475,7 +488,7 @@ impl<'a, R: FnOnce()> Keeper<'a, R> {
         {
             upgrade.go_back(&mut self.typed, &why);
             log::error!("the program before the upgrade serves again");
-            self.standby.take().map(Server::put_down);
+            put_down(self.standby.take());
             self.succeed();
             return;
         }
@@ -521,6 +534,10 @@ impl<'a, R: FnOnce()> Keeper<'a, R> {
                 log::error!("the server does not get on: it is ended");
                 server.kill();
             }
+            if server.phase == Phase::Serving && failure::is_proven(server.since) {
+                self.failures.forget();
+                self.upgrade = None; // nothing to go back to any more
+            }
         } else if self.refusing.is_none() && self.failures.pause().is_zero() {
             self.succeed();
         }
@@ -532,13 +549,14 @@ impl<'a, R: FnOnce()> Keeper<'a, R> {
         None
     }
 
+    fn wants_standby(&self) -> bool {
+        let serving = self.serving.as_ref();
+        let serves = serving.is_some_and(|server| server.phase == Phase::Serving);
+        serves && self.standby.is_none() && self.draining.is_none() && !self.ending
+    }
+
     fn start_standby(&mut self) {
-        let serves = self
-            .serving
-            .as_ref()
-            .is_some_and(|server| server.phase == Phase::Serving);
-        let wanted = serves && self.standby.is_none() && self.draining.is_none() && !self.ending;
-        if !wanted || Instant::now() < self.standby_after {
+        if !self.wants_standby() || Instant::now() < self.standby_after {
             return;
         }
         match self.start() {
@@ -606,7 +624,7 @@ impl<'a, R: FnOnce()> Keeper<'a, R> {
         }
         self.upgrades += 1;
         let (server, upgrade) = candidate.accept(&mut self.typed, &serving, self.upgrades);
-        self.standby.take().map(Server::put_down);
+        put_down(self.standby.take());
         self.standby = Some(server);
         self.upgrade = Some(upgrade);
         self.answer_upgrade(None);
@@ -644,17 +662,16 @@ impl<'a, R: FnOnce()> Keeper<'a, R> {
 
     /// At the end: no process and no mount stays.
     fn clear_away(&mut self) {
-        self.standby.take().map(Server::put_down);
-        self.candidate
-            .take()
-            .map(|candidate| candidate.server.put_down());
-        self.serving.take().map(Server::put_down);
-        let mut held = self.holdings.take();
-        let is_ours = !self.leaving && !(self.took_on && self.ready.is_some());
-        if !is_ours && !held.as_ref().is_some_and(Holdings::is_over) {
-            held.take().map(Holdings::leave);
-            return;
-        }
+        put_down(self.standby.take());
+        put_down(self.candidate.take().map(|candidate| candidate.server));
+        put_down(self.serving.take());
+        let held = self.holdings.take();
+        // What was not served yet is still the earlier keeper's: the next one tries again.
+        let is_left = self.leaving || (self.took_on && self.ready.is_some());
+        let held = match held {
+            Some(held) if is_left && !held.is_over() => return held.leave(),
+            held => held,
+        };
         let is_over = held.as_ref().is_none_or(Holdings::is_over);
         drop(held);
         let cleared = match (is_over, self.ready.is_some()) {
@@ -667,6 +684,12 @@ impl<'a, R: FnOnce()> Keeper<'a, R> {
                 self.config.mountpoint.display()
             );
         }
+    }
+}
+
+fn put_down(server: Option<Server>) {
+    if let Some(server) = server {
+        server.put_down();
     }
 }
 

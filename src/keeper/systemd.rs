@@ -147,11 +147,18 @@ pub struct Life {
 }
 
 impl Life {
-    pub fn new() -> Life {
+    pub fn as_systemd_wants() -> Life {
         Life {
             interval: sd_notify::watchdog_enabled().map(|watch| watch / SIGNS_PER_WATCH),
             last: Instant::now(),
         }
+    }
+
+    /// How long until one is due.
+    pub fn patience(&self) -> Duration {
+        self.interval.map_or(Duration::MAX, |interval| {
+            interval.saturating_sub(self.last.elapsed())
+        })
     }
 
     /// Gives a sign where one is due.
@@ -168,7 +175,7 @@ impl Life {
 
 /// Gives signs of life for a process that has no loop of its own to do so.
 pub fn live() -> io::Result<()> {
-    let Some(interval) = Life::new().interval else {
+    let Some(interval) = Life::as_systemd_wants().interval else {
         return Ok(());
     };
     let sign = move || {
