@@ -66,6 +66,8 @@ pub struct Device {
     reserved_bytes: AtomicU64,
     /// Bytes of images that are held.
     held_bytes: AtomicU64,
+    /// All images on it are known, and so what it has room for.
+    loaded: AtomicBool,
     health: Mutex<Health>,
     suspect: AtomicBool,
     pub(super) module: Mutex<Box<dyn Module>>,
@@ -103,6 +105,7 @@ impl Device {
             allocated_bytes: AtomicI64::new(0),
             reserved_bytes: AtomicU64::new(0),
             held_bytes: AtomicU64::new(0),
+            loaded: AtomicBool::new(false),
             health: Mutex::default(),
             suspect: AtomicBool::new(false),
             module: Mutex::new(Box::new(S3Fifo::default())),
@@ -129,8 +132,11 @@ impl Device {
         builder.create(self.root.join("images")).map_err(fail)?;
         self._lock = Some(lock(&self.root, &self.dir, mountpoint)?);
         let uuid = self.join(store)?;
-        self.probe()?;
         let (witness, unbroken) = Witness::open(runtime_dir, &uuid, &self.root);
+        // The daemon that was killed has shown it for the very same mount of the filesystem.
+        if !unbroken {
+            self.probe()?;
+        }
         self.witness = witness;
         self.unbroken = unbroken;
         Ok(())
@@ -270,6 +276,16 @@ impl Device {
         u64::try_from(self.allocated_bytes.load(Ordering::Relaxed)).unwrap_or(0)
     }
 
+    /// All its images are loaded: from now on there may be room.
+    pub(super) fn set_loaded(&self) {
+        self.loaded.store(true, Ordering::Release);
+    }
+
+    /// False while it is not known what lies on it; then nothing is inserted that needs room.
+    pub(super) fn is_loaded(&self) -> bool {
+        self.loaded.load(Ordering::Acquire)
+    }
+
     /// Promises `bytes` to an insert if limit and filesystem allow; [`Device::release`] ends it.
     pub fn try_reserve(&self, bytes: u64) -> bool {
         let reserved = self.reserved_bytes.fetch_add(bytes, Ordering::AcqRel) + bytes;
@@ -278,6 +294,11 @@ impl Device {
         }
         self.release(bytes);
         false
+    }
+
+    /// Counts `bytes` as held that were held before this process came.
+    pub(super) fn hold_anyway(&self, bytes: u64) {
+        self.held_bytes.fetch_add(bytes, Ordering::AcqRel);
     }
 
     /// Allows `bytes` to be held if others keep enough room; [`Device::end_hold`] ends it.

@@ -520,15 +520,21 @@ impl Entry {
         }
     }
 
-    /// Takes over the map of what was found at a mount, none of it verified.
-    pub(super) fn adopt(&mut self, map: PageMap) {
+    /// Takes over the map of what was found at a mount, none of it verified. The module does not know
+    /// of it before [`Entry::enter_module`]. `pending`: something of it has to be committed.
+    pub(super) fn adopt(&mut self, map: PageMap, pending: bool) {
         self.map = map;
+        self.pending.store(pending, Ordering::Release);
+    }
+
+    /// The module gets to know the blocks that were found, and the device what the files occupy.
+    /// Nothing is evicted or inserted on the device before that.
+    pub(super) fn enter_module(&self) {
         let mut module = self.device.module.lock();
         self.map
             .each_queued(|block| module.inserted(self.key(block)));
         drop(module);
         self.recount();
-        self.pending.store(true, Ordering::Release);
     }
 
     /// Raised each time everything cached of the image became void; an insert of bytes fetched in an

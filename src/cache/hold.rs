@@ -10,6 +10,10 @@
 //! - The caching module does not know held blocks: it forgets them when it meets them, and gets them
 //!   back when the hold ends. So eviction never spins over them.
 //! - Bytes held on a device are bounded ([`super::device`]), so that other images find room.
+//! - A hold goes over to the successor of a server that died: the file is found in use and frozen
+//!   before anything touches it, and its readers' hold takes that over.
+//! - A reader may map the file and close its handle. So the last hold looks whether somebody still has
+//!   the file before it ends, and is left to an orphan ([`super::orphan`]) if so.
 //!
 //! # Order of steps
 //! Hold: the flag, then evictions and inserts that had begun before end, then the pages are looked at,
@@ -24,6 +28,7 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -61,13 +66,15 @@ struct HoldState {
     reserved_bytes: u64,
     /// Became void while held; leaves the file at the end.
     void: Vec<Pages>,
+    /// When it was frozen, until that is worth telling.
+    frozen_since: Option<Instant>,
 }
 
 /// An image that is held until this is dropped.
 pub struct Held {
     entry: Arc<Entry>,
-    /// Its cache file, for reading only.
-    pub file: File,
+    /// Its cache file, for reading only; none where the kernel has it from an earlier server.
+    pub file: Option<File>,
 }
 
 impl Entry {
@@ -85,8 +92,32 @@ impl Entry {
         std::mem::forget(ended);
         Ok(Held {
             entry: self.clone(),
-            file,
+            file: Some(file),
         })
+    }
+
+    /// Goes on with the hold of a server that died: the kernel still reads the file for handles that are
+    /// ours now. Nothing is verified and nothing refused, as they read on in any case. The second part
+    /// is false where what they read is not this entry's file.
+    pub fn hold_carried(self: &Arc<Self>) -> (Held, bool) {
+        let mut state = self.holds.turn();
+        // The reader of an earlier mount that was found in its file: it counts already.
+        let found = self.holds.frozen.swap(false, Ordering::AcqRel);
+        if !found {
+            state.count += 1;
+        }
+        if state.reserved_bytes == 0 {
+            state.reserved_bytes = self.version.head().validator.size_bytes;
+            self.device.hold_anyway(state.reserved_bytes);
+        }
+        self.holds.held.store(true, Ordering::SeqCst);
+        drop(state);
+        self.claims.wait_until_idle();
+        let held = Held {
+            entry: self.clone(),
+            file: None,
+        };
+        (held, found)
     }
 
     /// True while somebody reads the cache file directly.
@@ -158,7 +189,7 @@ impl Entry {
     }
 
     fn begin_hold(&self) -> Result<(), NotHeld> {
-        if self.stays_frozen() {
+        if self.stays_frozen_for_long() {
             return Err(NotHeld::Frozen);
         }
         let mut state = self.holds.turn();
@@ -266,11 +297,32 @@ impl Entry {
 }
 
 impl Holds {
+    /// True once, when an orphan has kept the file for so long.
+    pub(super) fn is_frozen_news(&self, after: Duration) -> bool {
+        let since = &mut self.state.lock().frozen_since;
+        let is_news = since.is_some_and(|since| since.elapsed() >= after);
+        if is_news {
+            *since = None;
+        }
+        is_news
+    }
+
+    pub(super) fn was_told_frozen(&self) -> bool {
+        self.state.lock().frozen_since.is_none()
+    }
+
     /// Begins the hold of a reader that was there before us. Nobody else knows the entry yet.
     pub(super) fn freeze(&self) {
-        self.state.lock().count = 1;
+        let mut state = self.state.lock();
+        state.count = 1;
+        state.frozen_since = Some(Instant::now());
+        drop(state);
         self.held.store(true, Ordering::SeqCst);
         self.frozen.store(true, Ordering::Release);
+    }
+
+    fn is_last(&self) -> bool {
+        self.state.lock().count == 1
     }
 
     /// The state, when nobody is changing the file.
@@ -299,6 +351,9 @@ impl Drop for EndsHold<'_> {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.entry.end_hold();
+        self.file = None;
+        if !(self.entry.holds.is_last() && self.entry.freeze_if_still_shared()) {
+            self.entry.end_hold();
+        }
     }
 }

@@ -20,6 +20,7 @@ pub mod pool;
 pub mod records;
 pub mod recovery;
 pub mod status;
+mod unloaded;
 pub mod version;
 pub mod witness;
 

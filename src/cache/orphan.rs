@@ -16,9 +16,13 @@ use crate::logs;
 
 use super::entry::Entry;
 
-/// The files of a daemon that was just killed close one by one: it gets so many looks.
+/// What has just been closed, by a reader or by the end of a daemon, is gone a moment later: so many looks
+/// before somebody is believed to have a file.
 const LOOKS: usize = 3;
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
+/// An orphan is worth a line when it stays this long: readers that a server leaves to its successor are
+/// none, and what it had under way ends at once.
+const NEWS_AFTER: Duration = Duration::from_millis(500);
 
 impl Entry {
     /// True while a reader of an earlier mount keeps the cache file from being touched.
@@ -26,21 +30,40 @@ impl Entry {
         self.holds.frozen.load(Ordering::Acquire)
     }
 
-    /// At a mount, before anything touches the file: freezes the entry if somebody has it.
+    /// At a mount, before anything touches the file: freezes the entry if somebody has it, be it only
+    /// the daemon before, whose files close one by one. Waits for nothing: guests may wait for this.
     pub(super) fn freeze_if_shared(&self) {
-        for look in 0..LOOKS {
-            if !self.is_shared() {
-                return;
-            }
-            if look + 1 < LOOKS {
+        if self.is_shared() {
+            self.holds.freeze();
+        }
+    }
+
+    /// When the last direct reader has let go: true if somebody still has the file, a mapping outlives its
+    /// handle, and then the hold is that of an orphan.
+    pub(super) fn freeze_if_still_shared(&self) -> bool {
+        let shared = self.is_shared_for_long();
+        if shared {
+            log::info!(
+                "image {}: its cache file is still mapped by a reader and left alone until that ends",
+                self.name()
+            );
+            self.holds.frozen.store(true, Ordering::Release);
+        }
+        shared
+    }
+
+    /// As [`Entry::stays_frozen`], with the patience for what is just being closed.
+    pub fn stays_frozen_for_long(&self) -> bool {
+        self.is_frozen() && self.is_shared_for_long() && self.stays_frozen()
+    }
+
+    fn is_shared_for_long(&self) -> bool {
+        (0..LOOKS).all(|look| {
+            if look > 0 {
                 std::thread::sleep(LOOK_AGAIN);
             }
-        }
-        log::info!(
-            "image {}: a reader of an earlier mount still has its cache file, which is left alone until that ends",
-            self.name()
-        );
-        self.holds.freeze();
+            self.is_shared()
+        })
     }
 
     /// Looks again; true if the entry is still frozen.
@@ -49,13 +72,21 @@ impl Entry {
             return false;
         }
         if self.is_shared() {
+            if self.holds.is_frozen_news(NEWS_AFTER) {
+                log::info!(
+                    "image {}: a reader of an earlier mount still has its cache file, which is left alone until that ends",
+                    self.name()
+                );
+            }
             return true;
         }
         if self.holds.frozen.swap(false, Ordering::AcqRel) {
-            log::info!(
-                "image {}: its cache file is in nobody else's use any more",
-                self.name()
-            );
+            if self.holds.was_told_frozen() {
+                log::info!(
+                    "image {}: its cache file is in nobody else's use any more",
+                    self.name()
+                );
+            }
             self.end_hold();
         }
         false

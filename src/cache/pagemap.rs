@@ -169,6 +169,20 @@ impl PageMap {
         new_blocks
     }
 
+    /// Takes over what was found at a mount: pages of the blocks of one chunk, `first` the first, none of
+    /// them verified, all blocks in a queue. Nobody else knows the map yet.
+    pub fn found(&self, first: u64, masks: &[u16; CHUNK_BLOCKS as usize]) {
+        self.with_or_new(first, |chunk, _| {
+            let mut pages = 0;
+            for at in (0..masks.len()).filter(|at| masks[*at] != 0) {
+                chunk.set_unverified(at);
+                pages += u64::from(chunk.set(at, masks[at]));
+                chunk.enqueue(at);
+            }
+            self.resident_pages.fetch_add(pages, Ordering::Relaxed);
+        });
+    }
+
     /// All resident pages of a block are verified.
     pub fn set_verified(&self, block: u64) {
         self.with(block, |chunk, at| chunk.set_verified(at));

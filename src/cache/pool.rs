@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 
 use dashmap::DashMap;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
 use crate::config::Config;
 use crate::io::Buffer;
@@ -20,6 +20,7 @@ use super::device::Device;
 use super::entry::{Entry, Written};
 use super::head::{Head, UNTRUSTED};
 use super::status::PoolStatus;
+use super::unloaded::Unloaded;
 use super::version::is_settled;
 use super::{Error, PAGE_BYTES, PAGES_PER_BLOCK, Pages, recovery};
 
@@ -62,11 +63,22 @@ pub struct Pool {
     by_number: RwLock<Vec<Weak<Entry>>>,
     next_number: AtomicU32,
     durable_marks: bool,
+    unloaded: Unloaded,
+    /// Loaded on demand; the module does not know their blocks yet.
+    demanded: Mutex<Vec<Arc<Entry>>>,
 }
 
 impl Pool {
     /// Takes the configured devices into use for the store `store` and loads what they hold.
     pub fn open(config: &Config, store: &str) -> Result<Arc<Pool>, Error> {
+        let pool = Self::take_over(config, store)?;
+        pool.load_all();
+        Ok(pool)
+    }
+
+    /// As [`Pool::open`], in place of a server that died while guests wait: images are loaded when
+    /// somebody asks for them. Until [`Pool::load_all`] nothing that needs room is inserted.
+    pub fn take_over(config: &Config, store: &str) -> Result<Arc<Pool>, Error> {
         let runtime_dir = crate::config::runtime_dir();
         let mut devices = Vec::new();
         for device in &config.caches {
@@ -83,24 +95,68 @@ impl Pool {
             by_number: RwLock::default(),
             next_number: AtomicU32::new(0),
             durable_marks: config.in_doubt_marks,
+            unloaded: Unloaded::default(),
+            demanded: Mutex::default(),
         };
         for (device, config) in pool.devices.iter().zip(&config.caches) {
-            pool.load(device)
-                .map_err(|error| Error::Io(config.dir.clone(), error))?;
+            let fail = |error| Error::Io(config.dir.clone(), error);
+            if device.usable() {
+                let found = recovery::find(device).map_err(fail)?;
+                found
+                    .into_iter()
+                    .for_each(|id| pool.unloaded.add(id, device));
+            }
         }
         Ok(Arc::new(pool))
     }
 
-    fn load(&self, device: &Arc<Device>) -> io::Result<()> {
-        if !device.usable() {
-            return Ok(());
+    /// Loads every image that is not loaded yet; from then on there is room. Blocks on flash.
+    pub fn load_all(&self) {
+        if self.unloaded.is_over() {
+            return;
         }
-        let number = || self.next_number.fetch_add(1, Ordering::Relaxed);
-        for entry in recovery::load(device, self.durable_marks, number)? {
-            self.register(Arc::new(entry));
+        while let Some((id, device)) = self.unloaded.take_any() {
+            if let Some(entry) = self.load(id, &device) {
+                entry.enter_module();
+            }
+            self.unloaded.loaded(id);
         }
-        self.shrink(device);
-        Ok(())
+        self.unloaded.end(|| {
+            for entry in std::mem::take(&mut *self.demanded.lock()) {
+                entry.enter_module();
+            }
+            for device in &self.devices {
+                device.set_loaded();
+                self.shrink(device);
+            }
+        });
+    }
+
+    /// Loads an image that is asked for.
+    fn load_demanded(&self, id: ImageId) {
+        if self.unloaded.is_over() {
+            return;
+        }
+        if let Some(device) = self.unloaded.take(id) {
+            let entry = self.load(id, &device);
+            self.demanded.lock().extend(entry);
+            self.unloaded.loaded(id);
+        }
+    }
+
+    fn load(&self, id: ImageId, device: &Arc<Device>) -> Option<Arc<Entry>> {
+        let number = self.next_number.fetch_add(1, Ordering::Relaxed);
+        match recovery::load(device, id, self.durable_marks, number) {
+            Ok(entry) => {
+                let entry = Arc::new(entry?);
+                self.register(entry.clone());
+                Some(entry)
+            }
+            Err(error) => {
+                device.report(&error);
+                None
+            }
+        }
     }
 
     fn register(&self, entry: Arc<Entry>) {
@@ -156,11 +212,18 @@ impl Pool {
 
     /// The entry of an image that is in the cache.
     pub fn known(&self, id: ImageId) -> Option<Arc<Entry>> {
+        self.load_demanded(id);
         self.entries.get(&id).map(|entry| entry.value().clone())
+    }
+
+    /// True where an image may be frozen: looked at again until none is ([`Entry::stays_frozen`]).
+    pub fn has_orphans(&self) -> bool {
+        !self.unloaded.is_over() || self.entries.iter().any(|entry| entry.is_frozen())
     }
 
     /// All images in the cache.
     pub fn all(&self) -> Vec<Arc<Entry>> {
+        self.load_all();
         self.entries.iter().map(|entry| entry.clone()).collect()
     }
 
@@ -243,6 +306,9 @@ impl Pool {
         tries: usize,
         stays: impl Fn(Key) -> bool,
     ) -> bool {
+        if !device.is_loaded() {
+            return false;
+        }
         let mut tries = tries + bytes as usize / super::BLOCK_BYTES as usize;
         while !device.try_reserve(bytes) {
             if tries == 0 || !self.evict_one(device, &stays) {

@@ -21,9 +21,11 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
+use zerocopy::IntoBytes;
 
 use crate::io::file;
 
+use super::chunk::CHUNK_PAGES;
 use super::{PAGE_BYTES, Pages};
 
 /// Bytes of a record.
@@ -101,22 +103,42 @@ impl Records {
         file::punch(&self.file, begin, end - begin)
     }
 
-    /// Calls `each` with runs of records that are not all zero: first page, records.
-    pub fn scan(&self, mut each: impl FnMut(u64, &[Record])) -> io::Result<()> {
-        const STEP_BYTES: u64 = 64 * 1024;
-        let mut at = 0;
-        while let Some((begin, end)) = file::next_data(&self.file, at)? {
-            let mut begin = begin / RECORD_BYTES * RECORD_BYTES;
-            while begin < end {
-                let step = STEP_BYTES.min(end - begin);
-                let pages = begin / RECORD_BYTES..(begin + step).div_ceil(RECORD_BYTES);
-                let records = self.read(&pages)?;
-                if records.iter().any(|record| record.seq != 0) {
-                    each(pages.start, &records);
-                }
-                begin += step;
+    /// Calls `each` with the records of every chunk of the page map that has some: the first page, and
+    /// one word per page, `seq` in its upper half. Words, because a mount waits for this.
+    pub fn scan(&self, mut each: impl FnMut(u64, &[u64])) -> io::Result<()> {
+        const STEP_BYTES: u64 = CHUNK_PAGES * RECORD_BYTES;
+        let mut words = vec![0; CHUNK_PAGES as usize];
+        let (mut at, mut data_until) = (0, 0);
+        loop {
+            if at >= data_until {
+                let Some((begin, end)) = file::next_data(&self.file, at)? else {
+                    return Ok(());
+                };
+                at = begin - begin % STEP_BYTES;
+                data_until = end;
             }
-            at = end;
+            self.read_words(at, &mut words)?;
+            each(at / RECORD_BYTES, &words);
+            at += STEP_BYTES;
+        }
+    }
+
+    /// Fills `words` from byte `at` of the file; past its end they are zero.
+    fn read_words(&self, at: u64, words: &mut [u64]) -> io::Result<()> {
+        let bytes = words.as_mut_bytes();
+        let mut filled = 0;
+        while filled < bytes.len() {
+            match self
+                .file
+                .read_at(&mut bytes[filled..], at + filled as u64)?
+            {
+                0 => break,
+                read => filled += read,
+            }
+        }
+        bytes[filled..].fill(0);
+        if cfg!(target_endian = "big") {
+            words.iter_mut().for_each(|word| *word = word.swap_bytes());
         }
         Ok(())
     }
@@ -170,12 +192,12 @@ mod tests {
         records.zero(&(100..u64::MAX)).expect("zero the tail");
         let mut seen = Vec::new();
         records
-            .scan(|first, run| {
+            .scan(|first, words| {
                 seen.extend(
                     (first..)
-                        .zip(run)
-                        .filter(|(_, r)| r.seq != 0)
-                        .map(|(p, _)| p),
+                        .zip(words)
+                        .filter(|(_, word)| **word >> 32 == 3)
+                        .map(|(page, _)| page),
                 );
             })
             .expect("scan");

@@ -238,10 +238,20 @@ impl Entry {
         let name = self.version.name();
         self.admit(before, &name);
         let mut cell = self.version.cell.lock();
-        if cell.head.horizon_ns > 0 || cell.head.validator == *before {
-            cell.head.validator = *after;
-            cell.head.horizon_ns = now_ns() + HORIZON.as_nanos() as i64;
-            self.pending.store(true, Ordering::Release);
+        if cell.head.horizon_ns <= 0 && cell.head.validator != *before {
+            return;
+        }
+        cell.head.validator = *after;
+        cell.head.horizon_ns = now_ns() + HORIZON.as_nanos() as i64;
+        self.pending.store(true, Ordering::Release);
+        drop(cell);
+        // While it is read directly a successor must not take the image for another one, because it could
+        // not be opened then.
+        if self.is_held()
+            && let Some(files) = self.files()
+            && let Err(error) = self.version.update(&files, |_| true)
+        {
+            self.device.report(&error);
         }
     }
 

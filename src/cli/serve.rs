@@ -147,7 +147,7 @@ fn wait_for_turn(
         match message {
             Message::Open => {
                 if let Some(ground) = ground.take() {
-                    stack = Some(ground.build(config)?);
+                    stack = Some(ground.build(config, false)?);
                 }
                 link.send(&Message::Opened, &[]).map_err(Error::Start)?;
             }
@@ -168,7 +168,7 @@ fn wait_for_turn(
                 };
                 let taken = taken(negotiated, succeeds, descriptors).map_err(Error::Start)?;
                 if let Some(ground) = ground.take() {
-                    stack = Some(ground.build(config)?);
+                    stack = Some(ground.build(config, succeeds)?);
                 }
                 return Ok(stack.map(|stack| (stack, taken, given)));
             }
@@ -213,9 +213,6 @@ fn serve_mount(
         negotiated: taken.negotiated,
         succeeds: taken.succeeds,
     };
-    if inheritance.succeeds {
-        inheritance.ledger.restarted();
-    }
     listen(&kept, config, begin, &brake).map_err(Error::Start)?;
     watch_signals(kept.clone(), config, brake.clone()).map_err(Error::Start)?;
     let background = begin.background && !begin.syslog;

@@ -13,9 +13,12 @@ use std::time::{Duration, Instant};
 use crate::cache::pagemap::State;
 use crate::cache::{Entry, Held, NotHeld, PAGE_BYTES, Pages};
 
-use super::Image;
+use crate::store::ImageId;
+
 use super::handle::Handle;
+use super::images::Shared;
 use super::plane::Why;
+use super::{Image, Images};
 
 /// How long an open waits for its image to be verified.
 const VERIFY_MAX: Duration = Duration::from_secs(1);
@@ -24,37 +27,41 @@ const STEP_PAGES: u64 = 256;
 /// Pages verified in the background before other work on flash gets its turn: 16 MiB.
 const SLICE_PAGES: u64 = 4096;
 
+/// The era of what was found at a mount.
+const FIRST_ERA: u64 = 0;
+
 /// An image whose cache file nobody touches. The hold ends some time after this was dropped, on a flash
 /// thread.
 pub struct HeldImage {
-    image: Arc<Image>,
-    entry: Arc<Entry>,
-    era: u64,
+    shared: Arc<Shared>,
+    /// The version that is read: an era of an entry. None where it is not known to be the present one.
+    version: Option<(Arc<Entry>, u64)>,
     held: Option<Held>,
 }
 
 impl HeldImage {
     /// The cache file, to read only.
     pub fn file(&self) -> Option<&std::fs::File> {
-        self.held.as_ref().map(|held| &held.file)
+        self.held.as_ref()?.file.as_ref()
     }
 
     /// False when the image has become another version.
     pub fn is_current(&self) -> bool {
-        self.entry.era() == self.era
+        let version = self.version.as_ref();
+        version.is_some_and(|(entry, era)| entry.era() == *era)
     }
 }
 
 impl Drop for HeldImage {
     fn drop(&mut self) {
         let held = self.held.take();
-        let image = self.image.clone();
+        let shared = self.shared.clone();
         let end = move || {
             drop(held);
             Ok(())
         };
-        let ended = move |_| image.changed();
-        self.image.flash_executor().submit("release", end, ended);
+        let ended = move |_| shared.nudge();
+        self.shared.flash_executor.submit("release", end, ended);
     }
 }
 
@@ -101,11 +108,32 @@ impl Handle {
             NotHeld::Failed => Why::Failed,
         })?;
         Ok(HeldImage {
-            image: image.clone(),
-            entry,
-            era,
+            shared: image.shared.clone(),
+            version: Some((entry, era)),
             held: Some(held),
         })
+    }
+}
+
+impl Images {
+    /// The hold under which handles of an earlier server read an image: see [`Entry::hold_carried`]. Before
+    /// anything else is done with the image. Where its cache was given up meanwhile, or is not to be had, they
+    /// read on and nobody joins them. Blocks on flash.
+    pub fn hold_carried(&self, id: ImageId) -> HeldImage {
+        let shared = self.shared.clone();
+        let Some(entry) = shared.pool.known(id) else {
+            return HeldImage {
+                shared,
+                version: None,
+                held: None,
+            };
+        };
+        let (held, found) = entry.hold_carried();
+        HeldImage {
+            shared,
+            version: found.then_some((entry, FIRST_ERA)),
+            held: Some(held),
+        }
     }
 }
 

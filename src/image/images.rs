@@ -95,8 +95,7 @@ impl Images {
         pool: Arc<Pool>,
         store_is_local: bool,
     ) -> std::io::Result<Arc<Images>> {
-        let orphans = pool.all().iter().any(|entry| entry.is_frozen());
-        let awake = Arc::new(AtomicBool::new(orphans));
+        let awake = Arc::new(AtomicBool::new(pool.has_orphans()));
         let flash_limits = Limits {
             threads_max: FLASH_THREADS,
             queue_max: FLASH_QUEUE,
@@ -172,6 +171,18 @@ impl Images {
         write: bool,
     ) -> Result<Arc<Handle>> {
         self.check_version(name, attr)?;
+        Ok(self.go_on(name, file, attr, write))
+    }
+
+    /// As [`Images::open`] for a handle that an earlier server has opened: it goes on whatever its image has
+    /// become.
+    pub fn go_on(
+        self: &Arc<Self>,
+        name: &str,
+        file: Arc<dyn StoreFile>,
+        attr: &Attr,
+        write: bool,
+    ) -> Arc<Handle> {
         let image = {
             let entry = self.open.entry(attr.id);
             let image =
@@ -186,7 +197,7 @@ impl Images {
             *settle_with = Some(file.clone());
         }
         drop(settle_with);
-        Ok(Arc::new(Handle::new(image, file, attr.validator())))
+        Arc::new(Handle::new(image, file, attr.validator()))
     }
 
     /// Rule 14 waives rule 7 for handles that read directly, not for later ones.

@@ -10,6 +10,12 @@
 //! - A writer sits before it looks whether the image is immutable, and whoever makes an image immutable
 //!   looks for writers after that is written down: one of them sees the other.
 //!
+//! # After a hand-over
+//! The kernel's side of it goes on: seats are taken again as they were ([`Seats::sit_carried`]), before
+//! requests are served, so that opens meet what the kernel would insist on. Where the version that is read directly
+//! is not the image's any more, or its cache was lost, opens are ESTALE until the last old reader has
+//! closed: a daemon-plane handle or another backing id would be EIO in the kernel.
+//!
 //! # Locking
 //! `seats` is held for lookups, `state` for bookkeeping; neither while a way is closed.
 
@@ -209,6 +215,27 @@ impl Seats {
         drop(state);
         drop(unused);
         Ok(self.seat(id, planes, plane, backing, false))
+    }
+
+    /// The seat of a handle that reads directly since before this process: by the way that `way`
+    /// makes where it is the first. Called before anybody else can sit down. The kernel goes on by `backing` whatever
+    /// has become of the image, so nothing refuses the seat.
+    pub fn sit_carried(
+        self: &Arc<Self>,
+        id: ImageId,
+        backing: u32,
+        way: impl FnOnce() -> Way,
+    ) -> Seat {
+        let way = (!self.is_read_directly(id)).then(way);
+        let planes = self.of(id);
+        let mut state = planes.state.lock();
+        match (&mut state.direct, way) {
+            (Some(direct), _) => direct.handles += 1,
+            (direct, Some(way)) => *direct = Some(Direct { way, handles: 1 }),
+            (None, None) => {}
+        }
+        drop(state);
+        self.seat(id, planes, Plane::Passthrough, Some(backing), false)
     }
 
     /// True while the kernel reads the image's cache file.

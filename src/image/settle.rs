@@ -21,6 +21,9 @@ use super::{Image, Images};
 
 /// How often images are looked at while there is something to do.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// Just after a mount orphans are looked at sooner, so many times.
+const EARLY_INTERVAL: Duration = Duration::from_millis(20);
+const EARLY_LOOKS: usize = 10;
 /// A region in doubt of an open image is left alone while it is being written.
 const QUIET: Duration = Duration::from_secs(10);
 /// Records of an open image wait this long for their commit.
@@ -32,6 +35,7 @@ const HANGING_DEADLINE: Duration = Duration::from_secs(4);
 impl Images {
     /// The thread's loop; ends when the last reference to `self` elsewhere is gone.
     pub(super) fn tend_all(self: Arc<Self>) {
+        self.look_for_orphans_soon();
         loop {
             self.wait_for_work();
             if self.closing.load(Ordering::Acquire) {
@@ -41,6 +45,20 @@ impl Images {
             self.awake.store(false, Ordering::Release);
             if self.tend_once(false) {
                 self.awake.store(true, Ordering::Release);
+            }
+        }
+    }
+
+    /// What looks like an orphan just after a mount is mostly a file that the daemon before has not closed yet.
+    fn look_for_orphans_soon(&self) {
+        for _ in 0..EARLY_LOOKS {
+            if !self.shared.pool.has_orphans() || self.closing.load(Ordering::Acquire) {
+                return;
+            }
+            std::thread::sleep(EARLY_INTERVAL);
+            let open: Vec<_> = self.open.iter().map(|image| image.clone()).collect();
+            for entry in open.iter().filter_map(|image| image.entry()) {
+                entry.stays_frozen();
             }
         }
     }

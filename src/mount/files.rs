@@ -8,6 +8,7 @@ use super::answer::{Answer, Opened, open_mode, refuse};
 use super::core::{Core, with};
 use super::nodes::Inode;
 use super::once::Once;
+use super::take_on::Lack;
 use crate::handover::ledger::files::{CarriedFile, FileSlot};
 use crate::image::plane::{Plane, Seat};
 use crate::image::{Handle, Permit, ReadDone};
@@ -96,6 +97,19 @@ impl Core {
         self.images.open(&name, file, attr, mode.write)
     }
 
+    /// Joins a file that the kernel serves since an earlier server.
+    pub fn go_on(
+        &self,
+        inode: &Arc<Inode>,
+        file: Arc<dyn StoreFile>,
+        attr: &Attr,
+        mode: OpenMode,
+    ) -> Arc<Handle> {
+        let path = self.nodes.path(inode.nodeid);
+        let name = path.to_string_lossy();
+        self.images.go_on(&name, file, attr, mode.write)
+    }
+
     /// Makes an open image an open file with a number. EIO when the mount is ending.
     pub fn opened(
         &self,
@@ -120,6 +134,7 @@ impl Core {
             uid: who.uid,
             gid: who.gid,
             groups: who.groups.to_vec(),
+            closing: false,
         };
         let number = carried.number;
         let slot = (self.legacy).file_opened(&carried, handle.store_file().as_ref());
@@ -280,8 +295,8 @@ impl Core {
 
     /// Closes a file, if it is there.
     pub fn close_file(&self, number: u64) {
-        if let Some(slot) = self.missing.remove(number) {
-            self.legacy.file_closed(number, Some(slot));
+        if let Some(lack) = self.missing.remove(number) {
+            self.close_missing(number, lack);
         } else if let Some(file) = self.files.remove(number) {
             self.close(number, &file);
         }
@@ -290,9 +305,16 @@ impl Core {
     fn close(&self, number: u64, file: &OpenFile) {
         file.handle.release();
         file.inode.closed();
-        self.legacy.file_closed(number, file.slot);
+        self.legacy.file_closing(file.slot);
         let seat = file.seat.lock().take();
         drop(seat);
+        self.legacy.file_closed(number, file.slot);
+    }
+
+    fn close_missing(&self, number: u64, lack: Lack) {
+        self.legacy.file_closing(Some(lack.slot));
+        drop(lack.seat);
+        self.legacy.file_closed(number, Some(lack.slot));
     }
 
     pub fn allocate(
@@ -339,8 +361,8 @@ impl Core {
         for (number, file) in self.files.close() {
             self.close(number, &file);
         }
-        for (number, slot) in self.missing.clear() {
-            self.legacy.file_closed(number, Some(slot));
+        for (number, lack) in self.missing.clear() {
+            self.close_missing(number, lack);
         }
         for (_, dir) in self.dirs.close() {
             self.legacy.dir_closed(dir.slot);

@@ -4,7 +4,8 @@
 //!
 //! # Order of steps
 //! At an open: the descriptor is held, the slot is filled, the handle is answered. At the end: the slot is
-//! freed, the descriptor let go. So a used slot has its descriptor, wherever a server dies.
+//! marked as closing, what belongs to the file is given back (its backing id above all), the slot is freed, the
+//! descriptor let go. So a used slot has its descriptor and a backing id has a slot, wherever a server dies.
 
 use std::collections::HashMap;
 use std::os::fd::AsFd;
@@ -45,6 +46,13 @@ impl Legacy {
             self.holder.let_go(carried.number);
         }
         slot
+    }
+
+    /// The kernel has closed a file.
+    pub fn file_closing(&self, slot: Option<FileSlot>) {
+        if let Some(slot) = slot {
+            self.ledger.files.closing(slot);
+        }
     }
 
     /// A file is closed.

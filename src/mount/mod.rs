@@ -93,6 +93,10 @@ pub fn serve(
         legacy,
     );
     let core = Arc::new(core);
+    if let Some(last) = inheritance.devices.last() {
+        core.planes.negotiated(inheritance.negotiated.passthrough);
+        core.planes.begin(last.try_clone());
+    }
     if inheritance.succeeds {
         core.take_on(std::mem::take(&mut inheritance.files));
     }
@@ -150,13 +154,11 @@ enum Serving {
 impl Serving {
     /// Begins to serve, as the configuration asks.
     fn start(config: &Config, core: &Arc<Core>, inheritance: Inheritance) -> io::Result<Serving> {
-        let Some(last) = inheritance.devices.last() else {
+        if inheritance.devices.is_empty() {
             let portable = Portable::start(config, core)?;
             core.planes.begin(portable.device());
             return Ok(Serving::Portable(portable));
-        };
-        core.planes.negotiated(inheritance.negotiated.passthrough);
-        core.planes.begin(last.try_clone());
+        }
         let resend = inheritance.succeeds && inheritance.negotiated.resend;
         let session = Session::start(core, inheritance.devices, config.io_uring, resend)?;
         Ok(Serving::Own(session))

@@ -25,7 +25,7 @@ use super::files::Opening;
 use super::nodes::Inode;
 use crate::config::{Config, Rules};
 use crate::image::immutable::Immutability;
-use crate::image::plane::{Seat, Way, Why};
+use crate::image::plane::{Backing, Seat, Way, Why};
 use crate::image::{Handle, HeldImage};
 use crate::store::{Attr, Caller, Error, OpenMode, Result, StoreFile};
 
@@ -44,6 +44,15 @@ pub struct Found {
     file: Arc<dyn StoreFile>,
     attr: Attr,
     seat: SeatWanted,
+}
+
+/// A registered file that this process may not take back.
+struct OutOfReach(u32);
+
+impl Backing for OutOfReach {
+    fn id(&self) -> u32 {
+        self.0
+    }
 }
 
 enum SeatWanted {
@@ -82,15 +91,13 @@ impl Planes {
     /// The session is up; `device` is a descriptor of its connection. Tells once where the system does
     /// not allow passthrough.
     pub fn begin(&self, device: io::Result<OwnedFd>) {
-        if !self.auto {
-            return;
-        }
         let tried = match self.negotiated.load(Ordering::Acquire) {
             true => device.and_then(Backings::new),
             false => Err(io::ErrorKind::Unsupported.into()),
         };
         match tried {
             Ok(backings) => drop(self.backings.set(backings)),
+            Err(_) if !self.auto => {}
             Err(error) => log::info!(
                 "no kernel passthrough here ({error}): immutable images are read through the daemon"
             ),
@@ -103,6 +110,25 @@ impl Planes {
             (false, _) => Some(Why::Off),
             (true, None) => Some(Why::NotAllowed),
             (true, Some(_)) => None,
+        }
+    }
+
+    /// What the kernel knows a file by that a server before has registered.
+    fn carried(&self, id: u32) -> Box<dyn Backing> {
+        match self.backings.get() {
+            Some(backings) => backings.carried(id),
+            None => Box::new(OutOfReach(id)),
+        }
+    }
+
+    /// Takes back what servers before have registered and no handle reads by: `left` have been closed, `used`
+    /// are those of open handles. Before requests are served.
+    pub fn take_back(&self, left: &[u32], used: &[u32]) {
+        for id in left.iter().filter(|id| !used.contains(id)) {
+            drop(self.carried(*id));
+        }
+        if let Some(backings) = self.backings.get() {
+            backings.take_back_lost(used);
         }
     }
 
@@ -186,22 +212,25 @@ impl Core {
         });
     }
 
-    /// The seat of a handle that an earlier server has opened, where it sat before: the kernel does not
-    /// ask again.
-    pub fn carried_seat(
-        &self,
-        inode: &Inode,
-        _handle: &Arc<Handle>,
-        mode: OpenMode,
-        _backing: Option<u32>,
-        why: Why,
-    ) -> Result<Seat> {
+    /// The seat of a handle that an earlier server has opened and the daemon serves, where it sat before: the
+    /// kernel does not ask again.
+    pub fn carried_seat(&self, inode: &Inode, mode: OpenMode, why: Why) -> Result<Seat> {
         let seats = &self.images.seats;
         if mode.write {
             return seats.sit_to_write(inode.id);
         }
         let seat = seats.sit_to_read(inode.id, Some(why))?;
         seat.ok_or_else(|| Error::from_errno(libc::EIO))
+    }
+
+    /// The seat of a handle that the kernel serves by `backing` since an earlier server: before any other
+    /// is taken, and whether or not its file can be taken on, because the kernel goes on with it. Blocks on flash.
+    pub fn carried_direct_seat(&self, inode: &Inode, backing: u32) -> Seat {
+        let (seats, id) = (&self.images.seats, inode.id);
+        seats.sit_carried(id, backing, || Way {
+            backing: self.planes.carried(backing),
+            held: self.images.hold_carried(id),
+        })
     }
 
     /// Prepares direct reading, on a flash thread, and answers with what became of it.

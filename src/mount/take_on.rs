@@ -4,7 +4,9 @@
 //! # Order of steps
 //! 1. Inodes are entered, none looked for ([`super::nodes::Nodes::take_on`]).
 //! 2. Directories are opened: the kernel says itself where a listing goes on.
-//! 3. Files join their images as at any open, several at once, on the executor: their versions are
+//! 3. Backing ids that nobody uses are taken back, and files that the kernel serves by the others sit down: it
+//!    goes on with them, so no open may come to anything else ([`crate::image::plane`]).
+//! 4. Files join their images as at any open, several at once, on the executor: their versions are
 //!    compared, and they sit down where they sat. A file that cannot be taken on is *missing*: requests
 //!    for it get an error, and its release is a release.
 //!
@@ -25,8 +27,8 @@ use super::core::Core;
 use super::files::OpenFile;
 use super::listing::OpenDir;
 use crate::handover::ledger::files::{CarriedFile, FileSlot};
-use crate::image::plane::Why;
-use crate::store::{Attr, Caller, OpenMode, Result, StoreFile};
+use crate::image::plane::{Seat, Why};
+use crate::store::{Attr, Caller, Error, OpenMode, Result, StoreFile};
 
 /// How long files that are late keep the others waiting; long enough to see that a store hangs.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -38,10 +40,11 @@ type StoreOpened = (Arc<dyn StoreFile>, Attr);
 #[derive(Default)]
 pub struct Missing(Mutex<HashMap<u64, Lack>>);
 
-/// Why a file is missing.
-#[derive(Clone, Copy, Debug)]
-struct Lack {
-    slot: FileSlot,
+/// A file that is missing.
+pub struct Lack {
+    pub slot: FileSlot,
+    /// Where the kernel serves it, whatever we miss of it.
+    pub seat: Option<Seat>,
     /// What requests get.
     errno: i32,
 }
@@ -52,20 +55,31 @@ impl Missing {
         self.0.lock().get(&number).map(|lack| lack.errno)
     }
 
-    /// It is taken on, or closed; gives its slot unless it was not missing any more.
-    pub fn remove(&self, number: u64) -> Option<FileSlot> {
-        self.0.lock().remove(&number).map(|lack| lack.slot)
+    /// It is taken on, or closed; unless it was not missing any more.
+    pub fn remove(&self, number: u64) -> Option<Lack> {
+        self.0.lock().remove(&number)
     }
 
-    fn is_missing(&self, number: u64, slot: FileSlot, errno: i32) {
-        self.0.lock().insert(number, Lack { slot, errno });
+    fn add(&self, number: u64, lack: Lack) {
+        self.0.lock().insert(number, lack);
+    }
+
+    /// From now on requests get this; false if it is not missing any more.
+    fn set_errno(&self, number: u64, errno: i32) -> bool {
+        let mut all = self.0.lock();
+        let lack = all.get_mut(&number).map(|lack| lack.errno = errno);
+        lack.is_some()
+    }
+
+    /// The seat that it has already.
+    fn take_seat(&self, number: u64) -> Option<Seat> {
+        self.0.lock().get_mut(&number)?.seat.take()
     }
 
     /// Takes out everything.
-    pub fn clear(&self) -> Vec<(u64, FileSlot)> {
+    pub fn clear(&self) -> Vec<(u64, Lack)> {
         let all = std::mem::take(&mut *self.0.lock());
-        let slots = all.into_iter();
-        slots.map(|(number, lack)| (number, lack.slot)).collect()
+        all.into_iter().collect()
     }
 }
 
@@ -101,11 +115,16 @@ impl Core {
 
     /// Gives how many files there are.
     fn take_on_files(self: &Arc<Self>, mut held: HashMap<u64, OwnedFd>) -> usize {
-        let all = self.legacy.ledger.files.all();
+        let all = self.files_left(&mut held);
         let (told, tells) = channel();
         for (slot, carried) in &all {
             let number = carried.number;
-            self.missing.is_missing(number, *slot, libc::EIO);
+            let lack = Lack {
+                slot: *slot,
+                seat: self.direct_seat(carried),
+                errno: libc::EIO,
+            };
+            self.missing.add(number, lack);
             let mut requests = self.legacy.files_by_request.lock();
             requests.insert(carried.unique, number);
             drop(requests);
@@ -129,6 +148,28 @@ impl Core {
             );
         }
         all.len()
+    }
+
+    /// The files that are open; gives back what is left of those that are being closed.
+    fn files_left(&self, held: &mut HashMap<u64, OwnedFd>) -> Vec<(FileSlot, CarriedFile)> {
+        let all = self.legacy.ledger.files.all();
+        let (closing, open): (Vec<_>, Vec<_>) = all.into_iter().partition(|(_, file)| file.closing);
+        let backings = |files: &[(FileSlot, CarriedFile)]| {
+            let backings = files.iter().filter_map(|(_, file)| file.backing);
+            backings.collect::<Vec<u32>>()
+        };
+        self.planes.take_back(&backings(&closing), &backings(&open));
+        for (slot, file) in closing {
+            held.remove(&file.number);
+            self.legacy.file_closed(file.number, Some(slot));
+        }
+        open
+    }
+
+    /// The seat of a file that the kernel serves: it does so however long the store lets us wait for the rest.
+    fn direct_seat(&self, carried: &CarriedFile) -> Option<Seat> {
+        let inode = self.inode(carried.nodeid).ok()?;
+        Some(self.carried_direct_seat(&inode, carried.backing?))
     }
 
     fn begin_to_take_on(
@@ -155,7 +196,7 @@ impl Core {
         };
         let done = move |found: Result<StoreOpened>| {
             let file = found.and_then(|found| core.joined(slot, &carried, found));
-            core.taken_on(carried.number, slot, file);
+            core.taken_on(carried.number, file);
             let _ = told.send(()); // nobody waits any more for what comes late
         };
         self.executor.submit_or("take on", work, done, fallback);
@@ -189,9 +230,20 @@ impl Core {
     ) -> Result<OpenFile> {
         let (inode, mode) = (self.inode(carried.nodeid)?, mode_of(carried));
         inode.remember(&attr);
-        let handle = self.join(&inode, file, &attr, mode)?;
-        let why = Why::of_number(carried.why).unwrap_or(Why::Failed);
-        match self.carried_seat(&inode, &handle, mode, carried.backing, why) {
+        let seat = || match carried.backing {
+            // Gone if the kernel has closed it meanwhile.
+            Some(_) => (self.missing.take_seat(carried.number))
+                .ok_or_else(|| Error::from_errno(libc::EBADF)),
+            None => {
+                let why = Why::of_number(carried.why).unwrap_or(Why::Failed);
+                self.carried_seat(&inode, mode, why)
+            }
+        };
+        let handle = match carried.backing {
+            Some(_) => self.go_on(&inode, file, &attr, mode),
+            None => self.join(&inode, file, &attr, mode)?,
+        };
+        match seat() {
             Ok(seat) => Ok(OpenFile::new(handle, inode, seat, mode.write, Some(slot))),
             Err(error) => {
                 handle.release();
@@ -201,7 +253,7 @@ impl Core {
     }
 
     /// A file is there, or is not to be had.
-    fn taken_on(&self, number: u64, slot: FileSlot, file: Result<OpenFile>) {
+    fn taken_on(&self, number: u64, file: Result<OpenFile>) {
         match file {
             Ok(file) => {
                 // Entered first, so that it is never neither here nor missing.
@@ -211,10 +263,8 @@ impl Core {
                 }
             }
             Err(error) => {
-                if self.missing.errno(number).is_some() {
+                if self.missing.set_errno(number, super::answer::errno(&error)) {
                     log::warn!("an open file cannot be taken on: {error}");
-                    let errno = super::answer::errno(&error);
-                    self.missing.is_missing(number, slot, errno);
                 }
             }
         }

@@ -23,6 +23,7 @@ mod word {
 const READ: u64 = 1;
 const WRITE: u64 = 2;
 const SYNC: u64 = 4;
+const CLOSING: u64 = 8;
 
 /// Which slot an open file has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +50,8 @@ pub struct CarriedFile {
     pub uid: u32,
     pub gid: u32,
     pub groups: Vec<u32>,
+    /// The kernel has closed it: only what the server has of it is left.
+    pub closing: bool,
 }
 
 /// The table of open files.
@@ -85,6 +88,12 @@ impl FileTable {
         Some(FileSlot(number))
     }
 
+    /// The kernel has closed it; what belongs to it is about to be given back, and then it is removed.
+    pub fn closing(&self, file: FileSlot) {
+        let slot = self.0.slot(file.0);
+        slot.set(word::MODE, slot.get(word::MODE) | CLOSING);
+    }
+
     /// It is closed.
     pub fn remove(&self, file: FileSlot) {
         self.0.free(file.0);
@@ -110,6 +119,7 @@ impl FileTable {
             read: mode & READ != 0,
             write: mode & WRITE != 0,
             sync: mode & SYNC != 0,
+            closing: mode & CLOSING != 0,
             why: slot.get(word::WHY) as u8,
             backing: slot.get(word::BACKING).checked_sub(1).map(|id| id as u32),
             uid: ids as u32,

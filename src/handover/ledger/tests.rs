@@ -44,7 +44,7 @@ fn what_was_noted_is_seen_by_the_next_server() {
         groups: vec![1, 2, u32::MAX],
         ..CarriedFile::default()
     };
-    ledger.files.add(&file).expect("room");
+    let slot = ledger.files.add(&file).expect("room");
     let dir = CarriedDir {
         number: ledger.next_handle(),
         nodeid: 1,
@@ -58,6 +58,12 @@ fn what_was_noted_is_seen_by_the_next_server() {
     assert_eq!(carried.place, Some((1, b"an image".to_vec())));
     assert_eq!(next.files.all()[0].1, file);
     assert_eq!(next.dirs.all()[0].1, dir);
+    ledger.files.closing(slot);
+    let closing = CarriedFile {
+        closing: true,
+        ..file
+    };
+    assert_eq!(next.files.all()[0].1, closing);
     assert_eq!((next.resent_requests(), next.next_handle()), (1, 3));
 }
 
