@@ -2,6 +2,8 @@
 
 mod world;
 
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 
@@ -112,4 +114,67 @@ fn writes_flushes_and_deadlines_name_the_image() {
     told("the store does not answer: cached data is served");
     world.faulty.as_ref().expect("it is there").go_on();
     told("the store answers again");
+}
+
+/// Lines are found by their fixed words: monitoring and people search for them.
+#[test]
+fn the_documented_lines_are_in_the_code() {
+    let code: String = sources().iter().map(|file| as_documented(file)).collect();
+    let manual = fs::read_to_string(repository().join("docs/OPERATIONS.md")).expect("the manual");
+    let (_, section) = manual.split_once("## Logs").expect("a section on the log");
+    let section = section.split("\n## ").next().expect("it ends");
+    let rows = section.lines().filter_map(|line| line.strip_prefix("| `"));
+    let lines: Vec<&str> = rows
+        .filter_map(|row| Some(row.split_once('`')?.0))
+        .collect();
+    assert!(lines.len() >= 10, "{lines:?}");
+    for line in lines {
+        assert!(
+            code.contains(line),
+            "`{line}` is documented and nowhere in the code"
+        );
+    }
+}
+
+/// A source file with what differs in its texts as `…`, and texts over several lines in one.
+fn as_documented(file: &Path) -> String {
+    let text = fs::read_to_string(file).expect("a source file");
+    let mut whole = String::new();
+    for line in text.lines() {
+        let continues = whole.ends_with('\\');
+        if continues {
+            whole.pop();
+        }
+        whole.push_str(if continues { line.trim_start() } else { line });
+    }
+    let mut out = String::new();
+    let mut rest = whole.as_str();
+    while let Some(begin) = rest.find('{') {
+        let inside = &rest[begin + 1..];
+        let end = inside
+            .find(['{', '}', ' '])
+            .filter(|end| inside[*end..].starts_with('}'));
+        out.push_str(&rest[..begin]);
+        out.push('…');
+        rest = end.map_or(inside, |end| &inside[end + 1..]);
+    }
+    out + rest
+}
+
+fn sources() -> Vec<PathBuf> {
+    let (mut files, mut dirs) = (Vec::new(), vec![repository().join("src")]);
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(dir).expect("a source directory") {
+            let path = entry.expect("an entry").path();
+            match path.is_dir() {
+                true => dirs.push(path),
+                false => files.push(path),
+            }
+        }
+    }
+    files
+}
+
+fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
 }

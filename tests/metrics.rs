@@ -3,6 +3,7 @@
 
 mod world;
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{Read, Write};
@@ -96,12 +97,27 @@ fn a_mount_tells_every_metric_and_the_numbers_are_those_of_what_was_done() {
         for block in 0..8 {
             read_at(&file, block * 2 * BLOCK, 4096).expect("a read");
         }
+        // A miss is answered before flash has its bytes.
+        wait_until(PATIENCE, "all is on flash", || {
+            world.count("one", "resident_bytes") >= 8 * BLOCK
+        });
     }
     for page in 0..5 {
         write_at(&file, page * BLOCK, &[7; 4096]).expect("a write");
     }
     file.sync_data().expect("a flush");
-    let told = scrape(&world);
+    // What took part in an answer is counted a moment after it.
+    let told = RefCell::new(scrape(&world));
+    wait_until(PATIENCE, "all is counted", || {
+        let told = told.replace(scrape(&world));
+        let counted = |name, labels: &[&str]| told.sum(name, labels) - before.sum(name, labels);
+        counted("flashside_read_seconds_count", &[]) >= 16.0
+            && counted("flashside_image_read_hits_total", &[])
+                == counted("flashside_read_seconds_count", &[r#"outcome="hit""#])
+            && counted("flashside_write_seconds_count", &[]) >= 5.0
+            && counted("flashside_flush_seconds_count", &[]) >= 1.0
+    });
+    let told = told.into_inner();
     let families: BTreeSet<&str> = told.kinds.keys().map(String::as_str).collect();
     assert_eq!(families, ALL.iter().map(|metric| metric.name).collect());
     for metric in ALL {
@@ -168,42 +184,56 @@ fn a_store_that_fails_and_hangs_shows_in_states_errors_and_abandoned_calls() {
     let file = open_read(&world.mnt("cold"));
     world.faults().set(json!({"eio_reads": true}));
     read_at(&file, 0, 4096).expect_err("the store fails");
-    let told = scrape(&world);
-    assert_eq!(
-        told.sum("flashside_store_state", &[r#"state="failing""#]),
-        1.0
+    let failed = &[r#"outcome="failed""#];
+    expect(
+        &world,
+        "flashside_store_state",
+        &[r#"state="failing""#],
+        |one| one == 1.0,
     );
-    assert!(
-        told.sum(
-            "flashside_store_read_seconds_count",
-            &[r#"outcome="failed""#]
-        ) >= 1.0
+    expect(
+        &world,
+        "flashside_store_read_seconds_count",
+        failed,
+        |count| count >= 1.0,
     );
-    let failed = told.sum("flashside_read_seconds_count", &[r#"outcome="failed""#]);
-    assert!(failed >= 1.0);
+    expect(&world, "flashside_read_seconds_count", failed, |count| {
+        count >= 1.0
+    });
+    let before = scrape(&world).sum("flashside_read_seconds_count", failed);
     world.faults().heal();
     world.faults().stop();
-    within(PATIENCE, "the deadline", move || {
-        read_at(&file, MIB / 2, 4096)
-    })
-    .expect_err("it hangs");
-    let told = scrape(&world);
-    assert_eq!(
-        told.sum("flashside_store_state", &[r#"state="hanging""#]),
-        1.0
+    let hanging = move || read_at(&file, MIB / 2, 4096);
+    within(PATIENCE, "the deadline", hanging).expect_err("it hangs");
+    expect(
+        &world,
+        "flashside_store_state",
+        &[r#"state="hanging""#],
+        |one| one == 1.0,
     );
-    assert!(
-        told.sum(
-            "flashside_store_operations_abandoned",
-            &[r#"class="guest""#]
-        ) >= 1.0
+    let guest = &[r#"class="guest""#];
+    expect(
+        &world,
+        "flashside_store_operations_abandoned",
+        guest,
+        |count| count >= 1.0,
     );
-    assert!(told.sum("flashside_store_operations_expired_total", &[]) >= 1.0);
-    assert!(told.sum("flashside_read_seconds_count", &[r#"outcome="failed""#]) > failed);
-    world.faults().go_on();
-    wait_until(PATIENCE, "the calls return", || {
-        scrape(&world).sum("flashside_store_operations_abandoned", &[]) == 0.0
+    expect(
+        &world,
+        "flashside_store_operations_expired_total",
+        &[],
+        |count| count >= 1.0,
+    );
+    expect(&world, "flashside_read_seconds_count", failed, |count| {
+        count > before
     });
+    world.faults().go_on();
+    expect(
+        &world,
+        "flashside_store_operations_abandoned",
+        &[],
+        |count| count == 0.0,
+    );
 }
 
 #[test]
@@ -231,6 +261,14 @@ fn a_port_serves_metrics_alone_and_again_after_a_kill() {
     assert_eq!(parse(&body).kinds, scrape(&world).kinds);
     assert!(ask("GET /v1/status").0.starts_with("HTTP/1.1 404"));
     assert!(ask("POST /metrics").0.starts_with("HTTP/1.1 405"));
+    if world.status()["handover"] != "off" {
+        world.wait_for_standby();
+        world.kill_server();
+        wait_until(PATIENCE, "the next server's numbers", || {
+            let told = parse(&ask("GET /metrics").1);
+            told.sum("flashside_restarts_total", &[]) == 1.0
+        });
+    }
     world.kill9();
     world.start();
     assert!(ask("GET /metrics").0.starts_with("HTTP/1.1 200"));
@@ -335,6 +373,11 @@ impl Told {
             assert_eq!(seconds > 0.0, count > 0.0, "{}", metric.name);
         }
     }
+}
+
+/// Waits until the sum of these samples is as it should be: things are counted a moment after their answer.
+fn expect(world: &World, name: &str, labels: &[&str], holds: impl Fn(f64) -> bool) {
+    wait_until(PATIENCE, name, || holds(scrape(world).sum(name, labels)));
 }
 
 fn scrape(world: &World) -> Told {

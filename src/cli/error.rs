@@ -58,6 +58,9 @@ pub enum Error {
     NotAnImage(PathBuf),
     #[error("{}: {message}", path.display())]
     NotDone { path: PathBuf, message: String },
+    /// In the keeper's words.
+    #[error("{0}")]
+    NotServed(String),
     #[error("{} is not upgraded: {error}", mountpoint.display())]
     NotUpgraded {
         mountpoint: PathBuf,

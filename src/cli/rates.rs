@@ -45,7 +45,7 @@ pub fn rates(before: &Look, now: &Look) -> Vec<Activity> {
 
 /// The process whose counters these are.
 fn serving(status: &MountStatus) -> u32 {
-    status.pid
+    status.serving_pid
 }
 
 fn rate(before: &ImageStatus, now: &ImageStatus, time: Duration) -> Activity {
@@ -98,7 +98,7 @@ mod tests {
             ..ImageStatus::default()
         };
         let status = MountStatus {
-            pid,
+            serving_pid: pid,
             images: vec![image],
             ..MountStatus::default()
         };

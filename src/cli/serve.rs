@@ -37,6 +37,8 @@ const BEGIN_PATIENCE: Duration = Duration::from_secs(10);
 const DRAIN_PATIENCE: Duration = Duration::from_millis(20);
 /// For tests: says another version of the ledger than ours.
 const LEDGER_VERSION: &str = "FLASHSIDE_TEST_LEDGER_VERSION";
+/// For tests: fails when it is given the mount.
+const FAIL: &str = "FLASHSIDE_TEST_FAIL";
 
 /// Serve a mount for its keeper
 #[derive(Args)]
@@ -157,6 +159,9 @@ fn wait_for_turn(
                 resend,
                 succeeds,
             } => {
+                if std::env::var_os(FAIL).is_some() {
+                    return Err(Error::Start(io::Error::other("told to fail")));
+                }
                 let negotiated = Negotiated {
                     passthrough,
                     resend,

@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use clap::Args;
+use hyper::StatusCode;
 use serde::Serialize;
 
 use super::watch::{self, Watched};
@@ -190,6 +191,9 @@ pub(super) fn dead(mountpoint: &Path) -> Error {
 pub(super) fn not_answered(mountpoint: &Path, error: ClientError) -> Error {
     match error {
         ClientError::NobodyListens(_) => dead(mountpoint),
+        ClientError::Refused { status, message } if status == StatusCode::SERVICE_UNAVAILABLE => {
+            Error::NotServed(message)
+        }
         error => Error::NoAnswer {
             mountpoint: mountpoint.to_path_buf(),
             error,

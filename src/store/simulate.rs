@@ -83,6 +83,15 @@ impl Link {
         std::thread::sleep(self.latency);
     }
 
+    /// As [`Link::pass`] for a change of names: half of the time to the store, half back from it. So
+    /// whoever dies meanwhile may have changed something and not know it.
+    fn there_and_back<T>(&self, change: impl FnOnce() -> Result<T>) -> Result<T> {
+        std::thread::sleep(self.latency / 2);
+        let changed = change();
+        std::thread::sleep(self.latency / 2);
+        changed
+    }
+
     /// Waits until `bytes` have gone through one direction, after those before them.
     fn transfer(&self, direction: &Mutex<Option<Instant>>, bytes: usize) {
         let Some(bytes_per_s) = self.bytes_per_s else {
@@ -374,8 +383,8 @@ impl Store for Simulated {
         permissions: u32,
         mode: OpenMode,
     ) -> Result<(Node, Attr, Arc<dyn StoreFile>)> {
-        self.link.pass();
-        let (node, attr, file) = self.inner.create(who, parent, name, permissions, mode)?;
+        let create = || self.inner.create(who, parent, name, permissions, mode);
+        let (node, attr, file) = self.link.there_and_back(create)?;
         Ok((node, self.link.dated(attr), self.file(file)?))
     }
 
@@ -386,8 +395,8 @@ impl Store for Simulated {
         name: &OsStr,
         permissions: u32,
     ) -> Result<(Node, Attr)> {
-        self.link.pass();
-        self.inner.make_dir(who, parent, name, permissions)
+        self.link
+            .there_and_back(|| self.inner.make_dir(who, parent, name, permissions))
     }
 
     fn make_node(
@@ -398,8 +407,8 @@ impl Store for Simulated {
         mode: u32,
         rdev: u32,
     ) -> Result<(Node, Attr)> {
-        self.link.pass();
-        let made = self.inner.make_node(who, parent, name, mode, rdev)?;
+        let make = || self.inner.make_node(who, parent, name, mode, rdev);
+        let made = self.link.there_and_back(make)?;
         Ok(self.dated(made))
     }
 
@@ -410,23 +419,23 @@ impl Store for Simulated {
         name: &OsStr,
         target: &OsStr,
     ) -> Result<(Node, Attr)> {
-        self.link.pass();
-        self.inner.make_symlink(who, parent, name, target)
+        self.link
+            .there_and_back(|| self.inner.make_symlink(who, parent, name, target))
     }
 
     fn link(&self, who: &Caller, node: &Node, parent: &Node, name: &OsStr) -> Result<Attr> {
-        self.link.pass();
-        Ok(self.link.dated(self.inner.link(who, node, parent, name)?))
+        let link = || self.inner.link(who, node, parent, name);
+        Ok(self.link.dated(self.link.there_and_back(link)?))
     }
 
     fn unlink(&self, who: &Caller, parent: &Node, name: &OsStr) -> Result<()> {
-        self.link.pass();
-        self.inner.unlink(who, parent, name)
+        self.link
+            .there_and_back(|| self.inner.unlink(who, parent, name))
     }
 
     fn remove_dir(&self, who: &Caller, parent: &Node, name: &OsStr) -> Result<()> {
-        self.link.pass();
-        self.inner.remove_dir(who, parent, name)
+        self.link
+            .there_and_back(|| self.inner.remove_dir(who, parent, name))
     }
 
     fn rename(
@@ -436,8 +445,8 @@ impl Store for Simulated {
         to: (&Node, &OsStr),
         flags: u32,
     ) -> Result<()> {
-        self.link.pass();
-        self.inner.rename(who, from, to, flags)
+        self.link
+            .there_and_back(|| self.inner.rename(who, from, to, flags))
     }
 
     fn get_xattr(&self, who: &Caller, node: &Node, name: &OsStr) -> Result<Vec<u8>> {
@@ -453,8 +462,8 @@ impl Store for Simulated {
         value: &[u8],
         flags: i32,
     ) -> Result<()> {
-        self.link.pass();
-        self.inner.set_xattr(who, node, name, value, flags)
+        self.link
+            .there_and_back(|| self.inner.set_xattr(who, node, name, value, flags))
     }
 
     fn list_xattr(&self, who: &Caller, node: &Node) -> Result<Vec<u8>> {
@@ -463,8 +472,8 @@ impl Store for Simulated {
     }
 
     fn remove_xattr(&self, who: &Caller, node: &Node, name: &OsStr) -> Result<()> {
-        self.link.pass();
-        self.inner.remove_xattr(who, node, name)
+        self.link
+            .there_and_back(|| self.inner.remove_xattr(who, node, name))
     }
 
     fn sync_dir(&self, who: &Caller, node: &Node) -> Result<()> {

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use super::Facts;
 use crate::cache::status::DeviceStatus;
 use crate::control::model::StoreState;
+use crate::handover::message::State;
 use crate::image::latencies::{BOUNDS_NS, Histogram, Timed};
 use crate::image::status::ImageStatus;
 use crate::store::executor::Load;
@@ -78,6 +79,28 @@ pub const ALL: &[Definition] = &[
         &["version"],
         "Always 1; the label says which version serves.",
         |_| vec![sample([env!("CARGO_PKG_VERSION")], 1)],
+    ),
+    counter(
+        "flashside_restarts_total",
+        "",
+        &[],
+        "Servers that took over from one before, since the mount was made.",
+        |facts| vec![sample([], facts.status.restarts)],
+    ),
+    counter(
+        "flashside_resent_requests_total",
+        "",
+        &[],
+        "Requests that the kernel sent again after a take-over, since the mount was made.",
+        |facts| vec![sample([], facts.status.resent_requests)],
+    ),
+    gauge(
+        "flashside_handover_state",
+        "",
+        &["state"],
+        "1 for the state of the hand-over (ready: a standby waits; starting; off: no other server will come), 0 for the \
+         others.",
+        handover_state,
     ),
     gauge(
         "flashside_store_state",
@@ -356,6 +379,16 @@ fn store_state(facts: &Facts) -> Vec<Sample> {
         (StoreState::Failing, "failing"),
     ];
     let one = |(state, text)| sample([text], u64::from(facts.status.store_state == state));
+    states.map(one).into()
+}
+
+fn handover_state(facts: &Facts) -> Vec<Sample> {
+    let states = [
+        (State::Ready, "ready"),
+        (State::Starting, "starting"),
+        (State::Off, "off"),
+    ];
+    let one = |(state, text)| sample([text], u64::from(facts.status.handover == state));
     states.map(one).into()
 }
 
