@@ -59,7 +59,7 @@ event() {
 
 kill_it() { kill -9 "$1"; }
 
-upgrade() { timeout 60 "$flashside" upgrade --mountpoint "$trial_dir/mount" >>"$trial_dir/daemon.log" 2>&1; }
+upgrade() { timeout 60 "$flashside" upgrade "$trial_dir/mount" >>"$trial_dir/daemon.log" 2>&1; }
 
 events_come() {
     local number upgraded=0

@@ -92,7 +92,7 @@ impl Hand<'_> {
     /// To the same binary.
     fn upgrade(&self) -> Result<(), String> {
         let output = Command::new(crate::rig::daemon::program())
-            .args(["upgrade", "--mountpoint", text(self.daemon.mountpoint())])
+            .args(["upgrade", text(self.daemon.mountpoint())])
             .stdin(Stdio::null())
             .output()
             .map_err(|error| format!("flashside upgrade: {error}"))?;
