@@ -106,7 +106,8 @@ open_trial clean_up
 console=$trial_dir/console
 guest_make_disk "$trial_dir/store/disk.img" >/dev/null || fail "writing the guest's disk"
 truncate -s $numbers_size "$trial_dir/store/numbers.img" && truncate -s 1M "$trial_dir/control.img" || fail "making disks"
-trial_mount || fail "mounting"
+# A store that takes its time, so that the guest nearly always waits for it when the server is killed.
+trial_mount --simulate-latency 30ms || fail "mounting"
 [ -n "$(serving_pid)" ] || fail "no process serves the mount for a keeper"
 boot
 ok "the guest is up and writes"

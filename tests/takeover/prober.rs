@@ -27,17 +27,22 @@ pub struct Probes {
 }
 
 impl Probes {
-    /// The pause of an event: from `event` to the end of the longest I/O that was in flight then or began
-    /// before `over`, when the successor was seen to serve.
-    pub fn pause(&self, event: Instant, over: Instant) -> Option<Duration> {
+    /// The I/O that met an event: the longest of those that were in flight at `event`, or began before
+    /// `over`, when the successor was seen to serve; its begin and its end.
+    pub fn met(&self, event: Instant, over: Instant) -> Option<(Instant, Instant)> {
         let times = self.times.lock().expect("nobody panics under this lock");
         let of_event = times
             .iter()
             .rev()
             .take_while(|(_, end)| *end > event)
             .filter(|(begin, _)| *begin < over);
-        let longest = of_event.max_by_key(|(begin, end)| *end - *begin);
-        longest.map(|(_, end)| *end - event)
+        of_event.max_by_key(|(begin, end)| *end - *begin).copied()
+    }
+
+    /// How long all I/Os took, events or not.
+    pub fn durations(&self) -> Vec<Duration> {
+        let times = self.times.lock().expect("nobody panics under this lock");
+        times.iter().map(|(begin, end)| *end - *begin).collect()
     }
 
     /// Whether an I/O that began after `moment` has ended.
