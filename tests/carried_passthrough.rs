@@ -189,7 +189,7 @@ fn the_last_close_lets_an_image_go_whoever_opened_it() {
 /// Closed while nobody serves: the next server hears of it.
 #[test]
 fn what_is_closed_in_the_gap_is_let_go() {
-    let Some(mut world) = world() else {
+    let Some(world) = world() else {
         return;
     };
     for _ in 0..3 {

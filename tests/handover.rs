@@ -133,7 +133,7 @@ fn killed_before_the_answer(world: &mut World, change: &Change) -> io::Result<()
     let caller = thread::spawn(move || make(&mountpoint));
     let done = || (change.done)(&world.store(""));
     wait_until(PATIENCE, change.what, done);
-    world.kill_server(server);
+    world.kill_known_server(server);
     world.faults().heal();
     wait_until(PATIENCE, change.what, || caller.is_finished());
     caller.join().expect("a call does not panic")
@@ -194,7 +194,7 @@ fn stored_after_a_slow_write(world: &mut World) -> Vec<u8> {
     };
     wait_until(PATIENCE, "the write is sent", || sent(world, "write"));
     thread::sleep(Duration::from_millis(100)); // it is taken, and sleeps
-    world.kill_server(server);
+    world.kill_known_server(server);
     wait_until(PATIENCE, "the first write", || first.is_finished());
     let file = first.join().expect("no panic").expect("the first write");
     write_at(&file, PLACE, &pattern(3, PLACE, PAGE)).expect("the second write");
