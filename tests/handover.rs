@@ -126,13 +126,14 @@ const CHANGES: [Change; 10] = [
 /// Kills the server when the store has made the change and has not answered; what the caller is told.
 fn killed_before_the_answer(world: &mut World, change: &Change) -> io::Result<()> {
     world.wait_for_standby();
+    let server = world.server().expect("a server");
     let late_ms = LATE.as_millis() as u64;
     world.faults().set(json!({ "late_changes_ms": late_ms }));
     let (mountpoint, make) = (world.mountpoint(), change.make);
     let caller = thread::spawn(move || make(&mountpoint));
     let done = || (change.done)(&world.store(""));
     wait_until(PATIENCE, change.what, done);
-    world.kill_server();
+    world.kill_known_server(server);
     world.faults().heal();
     wait_until(PATIENCE, change.what, || caller.is_finished());
     caller.join().expect("a call does not panic")
@@ -176,6 +177,8 @@ fn without_the_table_a_change_is_refused_that_was_made() {
 /// A page is written, slowly; the server dies in it; the page is written again through its successor. What
 /// the store holds in the end, when all that was sent has reached it.
 fn stored_after_a_slow_write(world: &mut World) -> Vec<u8> {
+    // Known before: a program that is started closes its copy of the file, and that waits for the write.
+    let server = world.server().expect("a server");
     let slow_ms = SLOW.as_millis() as u64;
     let faults = json!({ "slow_write_at": PLACE, "slow_write_ms": slow_ms });
     world.faults().set(faults);
@@ -191,7 +194,7 @@ fn stored_after_a_slow_write(world: &mut World) -> Vec<u8> {
     };
     wait_until(PATIENCE, "the write is sent", || sent(world, "write"));
     thread::sleep(Duration::from_millis(100)); // it is taken, and sleeps
-    world.kill_server();
+    world.kill_known_server(server);
     wait_until(PATIENCE, "the first write", || first.is_finished());
     let file = first.join().expect("no panic").expect("the first write");
     write_at(&file, PLACE, &pattern(3, PLACE, PAGE)).expect("the second write");

@@ -208,7 +208,7 @@ fn keep(config: &Config, typed: Typed) -> Result<ExitCode, Error> {
 fn serve_alone(config: &Config, why: &str) -> Result<ExitCode, Error> {
     let mounted = Arc::new(AtomicBool::new(false));
     signals::watch(config.mountpoint.clone(), mounted.clone()).map_err(Error::Start)?;
-    let stack = Ground::prepare(config)?.build(config)?;
+    let stack = Ground::prepare(config)?.build(config, false)?;
     let socket = ControlSocket::make(&config.control_socket)?;
     let listener = socket.listener().map_err(Error::Start)?;
     let alone = mount::alone(config).map_err(|error| Error::Mount {

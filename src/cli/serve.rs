@@ -147,7 +147,7 @@ fn wait_for_turn(
         match message {
             Message::Open => {
                 if let Some(ground) = ground.take() {
-                    stack = Some(ground.build(config)?);
+                    stack = Some(ground.build(config, false)?);
                 }
                 link.send(&Message::Opened, &[]).map_err(Error::Start)?;
             }
@@ -168,7 +168,7 @@ fn wait_for_turn(
                 };
                 let taken = taken(negotiated, succeeds, descriptors).map_err(Error::Start)?;
                 if let Some(ground) = ground.take() {
-                    stack = Some(ground.build(config)?);
+                    stack = Some(ground.build(config, succeeds)?);
                 }
                 return Ok(stack.map(|stack| (stack, taken, given)));
             }

@@ -9,6 +9,7 @@
 use std::mem;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use super::Error;
@@ -61,9 +62,15 @@ impl Ground {
         })
     }
 
-    /// Opens the cache.
-    pub fn build(self, config: &Config) -> Result<Stack, Error> {
-        let pool = Pool::open(config, &self.store.identity())?;
+    /// Opens the cache. With `succeeds` guests wait meanwhile: only what is asked for is loaded until
+    /// the mount is served.
+    pub fn build(self, config: &Config, succeeds: bool) -> Result<Stack, Error> {
+        let open = if succeeds {
+            Pool::take_over
+        } else {
+            Pool::open
+        };
+        let pool = open(config, &self.store.identity())?;
         let local = self.store.is_local();
         let images = Images::new(config, self.executor.clone(), pool.clone(), local);
         Ok(Stack {
@@ -98,6 +105,11 @@ impl Stack {
         let daemon = Arc::new(daemon);
         let server = Server::start(listener, daemon.clone()).map_err(Error::Start)?;
         let _metrics = config.metrics_listen.map(|at| Port::start(at, daemon));
+        let rest = pool.clone();
+        let ready = move |brake| {
+            ready(brake);
+            load_rest(rest);
+        };
         // Closing files of a store that hangs may hang: these stay open until the process is gone.
         mem::forget((store.clone(), executor.clone(), pool, images.clone()));
         let socket = &config.control_socket;
@@ -123,6 +135,16 @@ impl Stack {
         })?;
         log::info!("unmounted and flushed");
         Ok(())
+    }
+}
+
+/// Loads what nobody has asked for yet of the cache, in the background.
+fn load_rest(pool: Arc<Pool>) {
+    let load = thread::Builder::new().name("cache-load".into());
+    let another = pool.clone();
+    if let Err(error) = load.spawn(move || pool.load_all()) {
+        log::debug!("no thread to load the cache: {error}");
+        another.load_all();
     }
 }
 

@@ -29,6 +29,10 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
 )]
 pub struct Upgrade {
     /// The mount; may be left out where there is one only
+    #[arg(value_name = "MOUNTPOINT")]
+    mount: Option<PathBuf>,
+    /// The same, as other commands have it
+    #[arg(long, value_name = "DIR", conflicts_with = "mount")]
     mountpoint: Option<PathBuf>,
     /// Hand over to this program [default: the one that runs this command]
     #[arg(long, value_name = "FILE")]
@@ -57,7 +61,7 @@ impl Upgrade {
 
     fn mountpoint(&self) -> Result<PathBuf, Error> {
         let all = find::mountpoints().map_err(Error::MountTable)?;
-        let Some(wanted) = &self.mountpoint else {
+        let Some(wanted) = self.mount.as_ref().or(self.mountpoint.as_ref()) else {
             return match all.as_slice() {
                 [only] => Ok(only.clone()),
                 several => Err(Error::WhichMount(several.len())),

@@ -88,6 +88,10 @@ impl Source for Daemon {
     }
 
     fn upgrade(&self, program: &Path) -> Result<(), String> {
+        // The next server waits for the end of every call of this one.
+        if self.executor.health() == Health::Hanging {
+            return Err("the store hangs; try again when it answers".into());
+        }
         self.kept.upgrade(program)
     }
 

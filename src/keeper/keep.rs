@@ -29,8 +29,10 @@ const TAKE_PATIENCE: Duration = Duration::from_secs(120);
 const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
 /// A standby that fails is tried again after this.
 const STANDBY_PAUSE: Duration = Duration::from_secs(5);
-/// Longest sleep; deadlines are looked at then.
-const SLEEP_MAX: Duration = Duration::from_millis(500);
+/// Longest sleep while something has a deadline.
+const SLEEP_WAITING: Duration = Duration::from_millis(500);
+/// Longest sleep; nothing depends on it.
+const SLEEP_MAX: Duration = Duration::from_secs(60);
 /// How often a half-dead server is looked for, in tests.
 const NO_FENCE_INTERVAL: Duration = Duration::from_millis(1);
 
@@ -180,12 +182,21 @@ impl<'a, R: FnOnce()> Keeper<'a, R> {
         Ok(woken)
     }
 
+    /// How long nothing is due.
     fn patience(&self) -> Duration {
-        let pause = self.failures.pause();
+        let is = |phase| {
+            self.serving
+                .as_ref()
+                .is_some_and(|server| server.phase == phase)
+        };
+        let waits = is(Phase::Taking) || self.draining.is_some() || self.candidate.is_some();
+        let until = |due: Instant| due.saturating_duration_since(Instant::now());
         match () {
             () if !self.config.fence => NO_FENCE_INTERVAL,
-            () if pause.is_zero() => SLEEP_MAX,
-            () => SLEEP_MAX.min(pause),
+            () if self.serving.is_none() && self.refusing.is_none() => self.failures.pause(),
+            () if waits || self.upgrade.is_some() => SLEEP_WAITING,
+            () if self.wants_standby() => until(self.standby_after),
+            () => SLEEP_MAX,
         }
     }
 
@@ -279,7 +290,9 @@ impl<'a, R: FnOnce()> Keeper<'a, R> {
             Message::Refused { why } => self.server(role)?.refused = Some(why),
             Message::Hold { number } => {
                 let held = self.holdings.as_mut().zip(descriptors.into_iter().next());
-                held.map(|(holdings, file)| holdings.hold(number, file));
+                if let Some((holdings, file)) = held {
+                    holdings.hold(number, file);
+                }
             }
             Message::LetGo { number } => self.holdings.as_mut()?.let_go(number),
             Message::Upgrade { program } => {
@@ -429,7 +442,7 @@ impl<'a, R: FnOnce()> Keeper<'a, R> {
         {
             upgrade.go_back(&mut self.typed, &why);
             log::error!("the program before the upgrade serves again");
-            self.standby.take().map(Server::put_down);
+            put_down(self.standby.take());
             self.succeed();
             return;
         }
@@ -475,6 +488,10 @@ impl<'a, R: FnOnce()> Keeper<'a, R> {
                 log::error!("the server does not get on: it is ended");
                 server.kill();
             }
+            if server.phase == Phase::Serving && failure::is_proven(server.since) {
+                self.failures.forget();
+                self.upgrade = None; // nothing to go back to any more
+            }
         } else if self.refusing.is_none() && self.failures.pause().is_zero() {
             self.succeed();
         }
@@ -485,13 +502,14 @@ impl<'a, R: FnOnce()> Keeper<'a, R> {
         None
     }
 
+    fn wants_standby(&self) -> bool {
+        let serving = self.serving.as_ref();
+        let serves = serving.is_some_and(|server| server.phase == Phase::Serving);
+        serves && self.standby.is_none() && self.draining.is_none() && !self.ending
+    }
+
     fn start_standby(&mut self) {
-        let serves = self
-            .serving
-            .as_ref()
-            .is_some_and(|server| server.phase == Phase::Serving);
-        let wanted = serves && self.standby.is_none() && self.draining.is_none() && !self.ending;
-        if !wanted || Instant::now() < self.standby_after {
+        if !self.wants_standby() || Instant::now() < self.standby_after {
             return;
         }
         match self.start() {
@@ -559,7 +577,7 @@ impl<'a, R: FnOnce()> Keeper<'a, R> {
         }
         self.upgrades += 1;
         let (server, upgrade) = candidate.accept(&mut self.typed, &serving, self.upgrades);
-        self.standby.take().map(Server::put_down);
+        put_down(self.standby.take());
         self.standby = Some(server);
         self.upgrade = Some(upgrade);
         self.answer_upgrade(None);
@@ -597,11 +615,9 @@ impl<'a, R: FnOnce()> Keeper<'a, R> {
 
     /// At the end: no process and no mount stays.
     fn clear_away(&mut self) {
-        self.standby.take().map(Server::put_down);
-        self.candidate
-            .take()
-            .map(|candidate| candidate.server.put_down());
-        self.serving.take().map(Server::put_down);
+        put_down(self.standby.take());
+        put_down(self.candidate.take().map(|candidate| candidate.server));
+        put_down(self.serving.take());
         let held = self.holdings.take();
         let is_over = held.as_ref().is_none_or(Holdings::is_over);
         drop(held);
@@ -615,6 +631,12 @@ impl<'a, R: FnOnce()> Keeper<'a, R> {
                 self.config.mountpoint.display()
             );
         }
+    }
+}
+
+fn put_down(server: Option<Server>) {
+    if let Some(server) = server {
+        server.put_down();
     }
 }
 

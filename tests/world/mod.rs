@@ -306,13 +306,19 @@ impl World {
         (pid != self.daemon().pid()).then_some(pid)
     }
 
-    /// kill -9 of the process that serves; returns at once. Its keeper starts another one.
-    pub fn kill_server(&self) {
-        let pid = self.server().expect("a keeper and a server");
+    /// kill -9 of `pid`, which serves as [`World::server`] said; returns at once, and asks nobody. Its
+    /// keeper starts another one.
+    pub fn kill_known_server(&self, pid: i32) {
         let members = self.daemon().group().members();
         assert!(members.contains(&pid), "{pid} is of the daemon's group");
         // SAFETY: a plain system call; the process is of a group that this test started.
         unsafe { libc::kill(pid, libc::SIGKILL) };
+    }
+
+    /// kill -9 of the process that serves; its keeper starts another one.
+    pub fn kill_server(&self) {
+        let server = self.server().expect("a keeper and its server");
+        self.kill_known_server(server);
     }
 
     /// One counter of one image.
