@@ -126,8 +126,10 @@ impl Config {
         let (store, mountpoint) = places::of(&settings, path)?;
         let store = check::store(store)?;
         let place = check::mountpoint(mountpoint, &store)?;
-        let caches = cache_device::resolve(&settings.cache, &store, place.open_path())?;
-        place.is_empty()?;
+        let caches = cache_device::resolve(&settings.cache, &store, Some(&place.path))?;
+        if !place.dead {
+            check::mountpoint_is_empty(&place.path)?;
+        }
         let mut config = Config::checked(settings, store, place.path, caches)?;
         config.mountpoint_dead = place.dead;
         Ok(config)
@@ -204,7 +206,7 @@ impl Config {
     /// Looks at the mount point again after a dead mount was cleaned away.
     pub fn recheck_mountpoint(&mut self) -> Result<(), Error> {
         let place = check::mountpoint(&self.mountpoint, &self.store)?;
-        place.is_empty()?;
+        check::mountpoint_is_empty(&place.path)?;
         self.mountpoint_dead = place.dead;
         Ok(())
     }

@@ -208,6 +208,25 @@ mounts_on_demand() {
         in_it findmnt -n -t fuse.flashside /demand || { in_it journalctl --no-pager -n 20 -u demand.mount -u demand.automount; return 1; }
 }
 
+# What the unit takes away from the service is nothing that it needs.
+hardened_it_does_all() {
+    local as="setpriv --reuid=65534 --regid=65534 --clear-groups" said
+    in_it bash -ec "mkdir -m 1777 /vms/open; cd /vms/open
+        $as sh -c 'echo mine >mine; chmod 2640 mine; ln mine link; mkfifo pipe'
+        chown 1:2 mine; mknod node c 1 3; setfattr -n trusted.x -v 1 mine
+        [ \"\$(stat -c %u:%g:%a mine)\" = 1:2:2640 ]
+        cp --reflink=never /vms/disk base; chmod 600 base; ! $as cat base 2>/dev/null" || return 1
+    # Young images are not read directly.
+    within 20 reads_directly || { in_it journalctl --no-pager -u flashside@vms; return 1; }
+    said=$(in_it journalctl --no-pager -u flashside@vms -g 'permitted|denied|no io_uring|no kernel passthrough')
+    case $said in *' flashside['*) echo "$said"; return 1 ;; esac
+}
+
+reads_directly() {
+    in_it flashside set /vms/open/base immutable=1 && in_it flashside warm /vms/open/base &&
+        in_it bash -c 'exec 4</vms/open/base; getfattr --only-values -n user.flashside.plane /vms/open/base | grep -x passthrough'
+}
+
 # A file that is held open through everything that follows; each check reads on from it, past any cache.
 hold_a_file() {
     in_it bash -c 'exec 3</vms/disk; echo $$ >/run/holder; exec sleep 600' &
@@ -280,6 +299,7 @@ check "flashside@vms is mounted when it is active" service_is_mounted
 check "libvirtd started after it" guests_were_later
 check "fstab: mounted at boot, after its store" fstab_is_mounted
 check "fstab: x-systemd.automount mounts on demand" mounts_on_demand
+check "hardened: acts for callers, makes nodes, reads directly" hardened_it_does_all
 check "a file is held open" hold_a_file
 check "kill -9 of the serving process: mounted, the file reads on" server_is_replaced
 check "systemctl reload: another server, the file reads on" reloads

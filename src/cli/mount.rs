@@ -226,11 +226,11 @@ fn serve_alone(config: &Config, why: &str) -> Result<ExitCode, Error> {
         let (store, mountpoint) = (config.store.display(), config.mountpoint.display());
         move |_| {
             mounted.store(true, Ordering::Release);
+            log::info!("no hand-over ({why}): the mount ends with this process");
             if background::is_daemon() {
                 background::ready();
             }
             log::info!("{store} is mounted at {mountpoint}");
-            log::info!("no hand-over ({why}): the mount ends with this process");
             systemd::ready();
         }
     };

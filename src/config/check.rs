@@ -18,31 +18,6 @@ pub(super) struct MountPlace {
     pub path: PathBuf,
     /// A flashside daemon died here; the directory answers ENOTCONN.
     pub dead: bool,
-    /// systemd mounts here on demand: who looks at the directory waits until we have mounted, so we must not.
-    pub on_demand: bool,
-}
-
-impl MountPlace {
-    fn at(path: PathBuf) -> MountPlace {
-        MountPlace {
-            path,
-            dead: false,
-            on_demand: false,
-        }
-    }
-
-    /// The directory, where it may be looked at.
-    pub fn open_path(&self) -> Option<&Path> {
-        (!self.on_demand).then_some(&self.path)
-    }
-
-    /// Refuses a directory that shows something. A dead mount and one on demand hide what is there.
-    pub fn is_empty(&self) -> Result<(), Error> {
-        match self.open_path().filter(|_| !self.dead) {
-            Some(path) => mountpoint_is_empty(path),
-            None => Ok(()),
-        }
-    }
 }
 
 /// A cache directory that can be used.
@@ -79,10 +54,10 @@ pub(super) fn mountpoint(path: &Path, store: &Path) -> Result<MountPlace, Error>
     if lies_in(&store, &mountpoint)? {
         return Err(Error::StoreUnderMountpoint { store, mountpoint });
     }
-    Ok(MountPlace::at(path))
+    Ok(MountPlace { path, dead: false })
 }
 
-fn mountpoint_is_empty(path: &Path) -> Result<(), Error> {
+pub(super) fn mountpoint_is_empty(path: &Path) -> Result<(), Error> {
     let mut entries = fs::read_dir(path).map_err(|error| unreadable(path, error))?;
     match entries.next() {
         Some(_) => Err(Error::MountpointNotEmpty(path.to_path_buf())),
@@ -152,24 +127,19 @@ pub(super) fn without_touching_last(path: &Path) -> Result<PathBuf, Error> {
     }
 }
 
-/// `None` where nothing is mounted; a dead mount of ours and a mount on demand can be used; any other is refused.
+/// `None` where nothing is mounted, or only on demand; a dead mount of ours can be used; any other is refused.
 fn mounted(path: &Path) -> Result<Option<MountPlace>, Error> {
     let mount = mountinfo::mounted_at(path).map_err(|error| unreadable(path, error))?;
     let Some(mount) = mount else {
         return Ok(None);
     };
-    let place = MountPlace::at(path.to_path_buf());
+    let path = path.to_path_buf();
     match mount.fs_type.as_str() {
-        mountinfo::FLASHSIDE if is_dead(path) => Ok(Some(MountPlace {
-            dead: true,
-            ..place
-        })),
-        mountinfo::ON_DEMAND => Ok(Some(MountPlace {
-            on_demand: true,
-            ..place
-        })),
+        mountinfo::FLASHSIDE if is_dead(&path) => Ok(Some(MountPlace { path, dead: true })),
+        // Who is in systemd's process group, as its mount(8) is, sees an empty directory there.
+        mountinfo::ON_DEMAND => Ok(None),
         _ => Err(Error::MountpointMounted {
-            path: place.path,
+            path,
             fs_type: mount.fs_type,
         }),
     }
