@@ -141,6 +141,33 @@ fn a_handle_keeps_the_rights_it_was_opened_with_and_no_more() {
 }
 
 #[test]
+fn a_server_that_begins_while_the_store_hangs_serves_what_is_on_flash() {
+    let prepared = World::with_images(&[("image", MIB)], |world| {
+        world.faulty_store();
+    });
+    let Some(mut w) = prepared else { return };
+    if w.server().is_none() {
+        println!("skipped: no hand-over here");
+        return;
+    }
+    let image = open(&w.mnt("image"), true);
+    check_pattern(&w.mnt("image"), 1, MIB);
+    w.wait_for_standby();
+    w.faults().stop();
+    w.kill_server();
+    let reader = image.try_clone().expect("a descriptor");
+    let read = within(PATIENCE, "a read of what is on flash", move || {
+        read_at(&reader, 65536, 65536)
+    });
+    w.faults().go_on();
+    let read = read.expect("read");
+    assert_same(&read, &pattern(1, 65536, 65536), 65536);
+    write_at(&image, 0, &pattern(2, 0, 4096)).expect("write");
+    let content = fs::read(w.store("image")).expect("in the store");
+    assert_same(&content[..4096], &pattern(2, 0, 4096), 0);
+}
+
+#[test]
 fn an_open_directory_goes_on_without_gap_or_double() {
     const ENTRIES: usize = 3000;
     let Some(w) = world(&[], &[]) else { return };
