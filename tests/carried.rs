@@ -10,7 +10,7 @@ use std::ffi::{CStr, CString};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
@@ -18,14 +18,35 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use world::files::{MIB, assert_same, check_pattern, open, pattern, read_at, write_at};
+use world::files::{
+    MIB, age, assert_same, check_pattern, make_image, open, pattern, read_at, write_at,
+};
 use world::{PATIENCE, World, wait_until, within};
 
-/// A started world with a keeper and these images; `None`, after saying why, without a keeper.
-fn world(images: &[(&str, u64)], flags: &[&str]) -> Option<World> {
-    let world = World::with_images(images, |world| {
-        world.flags(flags);
-    })?;
+/// A started world with a keeper; `None`, after saying why, without one.
+fn world(flags: &[&str]) -> Option<World> {
+    let mut world = World::new()?;
+    world.flags(flags);
+    started(world)
+}
+
+/// As [`world`], with these directories and images in the store, aged; the first image is pattern 1.
+fn world_with(dirs: &[&str], images: &[(&str, u64)]) -> Option<World> {
+    let world = World::new()?;
+    for dir in dirs {
+        fs::create_dir(world.store(dir)).expect("a directory in the store");
+    }
+    for ((name, len), tag) in images.iter().zip(1..) {
+        make_image(&world.store(name), tag, *len);
+    }
+    images
+        .iter()
+        .for_each(|(name, _)| age(&[&world.store(name)]));
+    started(world)
+}
+
+fn started(mut world: World) -> Option<World> {
+    world.start();
     if world.server().is_none() {
         println!("skipped: no hand-over here: {}", world.status());
         return None;
@@ -62,7 +83,7 @@ fn an_open_image_goes_on_whatever_becomes_of_its_name() {
         ("moves", MIB),
         ("dir/inside", MIB),
     ];
-    let Some(w) = world_with_dir(&images) else {
+    let Some(w) = world_with(&["dir"], &images) else {
         return;
     };
     let names = images.map(|(name, _)| name);
@@ -103,33 +124,15 @@ fn an_open_image_goes_on_whatever_becomes_of_its_name() {
     });
 }
 
-fn world_with_dir(images: &[(&str, u64)]) -> Option<World> {
-    let w = World::new()?;
-    fs::create_dir(w.store("dir")).expect("a directory in the store");
-    drop(w);
-    let mut w = World::new()?;
-    fs::create_dir(w.store("dir")).expect("a directory in the store");
-    for ((name, len), tag) in images.iter().zip(1..) {
-        world::files::make_image(&w.store(name), tag, *len);
-    }
-    w.start();
-    if w.server().is_none() {
-        println!("skipped: no hand-over here");
-        return None;
-    }
-    Some(w)
-}
-
 #[test]
 fn a_handle_keeps_the_rights_it_was_opened_with_and_no_more() {
-    let Some(w) = world(&[("image", MIB)], &[]) else {
+    let Some(w) = world_with(&[], &[("image", MIB)]) else {
         return;
     };
     let writer = OpenOptions::new().write(true).open(w.mnt("image"));
     let (writer, reader) = (writer.expect("open"), File::open(w.mnt("image")));
     let reader = reader.expect("open");
     let mode = |bits| fs::Permissions::from_mode(bits);
-    use std::os::unix::fs::PermissionsExt;
     fs::set_permissions(w.mnt("image"), mode(0)).expect("chmod");
     kill_and_take_over(&w);
     writer.write_all_at(b"still", 0).expect("write");
@@ -141,9 +144,32 @@ fn a_handle_keeps_the_rights_it_was_opened_with_and_no_more() {
 }
 
 #[test]
+fn a_server_that_begins_while_the_store_hangs_serves_what_is_on_flash() {
+    let Some(mut w) = World::new() else { return };
+    make_image(&w.store("image"), 1, MIB);
+    w.faulty_store();
+    let Some(mut w) = started(w) else { return };
+    let image = open(&w.mnt("image"), true);
+    check_pattern(&w.mnt("image"), 1, MIB);
+    w.wait_for_standby();
+    w.faults().stop();
+    w.kill_server();
+    let reader = image.try_clone().expect("a descriptor");
+    let read = within(PATIENCE, "a read of what is on flash", move || {
+        read_at(&reader, 65536, 65536)
+    });
+    w.faults().go_on();
+    let read = read.expect("read");
+    assert_same(&read, &pattern(1, 65536, 65536), 65536);
+    write_at(&image, 0, &pattern(2, 0, 4096)).expect("write");
+    let content = fs::read(w.store("image")).expect("in the store");
+    assert_same(&content[..4096], &pattern(2, 0, 4096), 0);
+}
+
+#[test]
 fn an_open_directory_goes_on_without_gap_or_double() {
     const ENTRIES: usize = 3000;
-    let Some(w) = world(&[], &[]) else { return };
+    let Some(w) = world(&[]) else { return };
     fs::create_dir(w.store("many")).expect("mkdir");
     for number in 0..ENTRIES {
         File::create(w.store(format!("many/entry-{number}"))).expect("create");
@@ -163,7 +189,7 @@ fn an_open_directory_goes_on_without_gap_or_double() {
 
 #[test]
 fn inodes_that_nobody_has_open_stay_what_they_are() {
-    let Some(w) = world(&[("image", MIB), ("other", MIB)], &[]) else {
+    let Some(w) = world_with(&[], &[("image", MIB), ("other", MIB)]) else {
         return;
     };
     fs::create_dir_all(w.mnt("a/b/c")).expect("mkdir");
@@ -245,7 +271,7 @@ impl Drop for Shell {
 
 #[test]
 fn what_the_kernel_forgets_after_a_takeover_is_forgotten() {
-    let Some(w) = world(&[], &[]) else { return };
+    let Some(w) = world(&[]) else { return };
     for number in 0..200 {
         File::create(w.store(format!("file-{number}"))).expect("create");
     }
@@ -275,7 +301,7 @@ const SLOW: &str = "20ms";
 
 #[test]
 fn no_change_of_names_is_done_twice_or_left_out() {
-    let Some(w) = world(&[], &["--simulate-latency", SLOW]) else {
+    let Some(w) = world(&["--simulate-latency", SLOW]) else {
         return;
     };
     let wrong = change_names_under_kills(&w, KILLS);
@@ -295,7 +321,7 @@ fn no_change_of_names_is_done_twice_or_left_out() {
 #[test]
 fn without_the_table_of_calls_changes_are_done_twice() {
     let flags = ["--simulate-latency", SLOW, "--unsafe-no-exactly-once"];
-    let Some(w) = world(&[], &flags) else { return };
+    let Some(w) = world(&flags) else { return };
     let wrong = change_names_under_kills(&w, KILLS);
     println!("{wrong:#?}");
     assert!(!wrong.is_empty(), "nothing was noticed");

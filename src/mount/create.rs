@@ -63,8 +63,14 @@ impl Core {
         match created {
             Created::New(node, attr, file) => {
                 let inode = self.enter(parent, name, node, &attr);
+                opening.once.gives(Some(inode.nodeid));
                 let entry = self.entry(&inode, &attr);
-                Ok((entry, self.opened_new(inode, file, &attr, opening)?))
+                let opened = self.opened_new(inode, file, &attr, opening);
+                if opened.is_err() {
+                    opening.once.gives(None);
+                    self.nodes.forget(entry.shown.nodeid, 1);
+                }
+                Ok((entry, opened?))
             }
             Created::Before(attr, number, file) => {
                 let inode = self.enter(parent, name, file.inode.node.clone(), &attr);

@@ -83,8 +83,8 @@ impl Once {
         result
     }
 
-    /// The kernel is about to be told of this inode.
-    pub fn gives(&self, nodeid: u64) {
+    /// The kernel is about to be told of this inode, or after all of none.
+    pub fn gives(&self, nodeid: Option<u64>) {
         if let Some(call) = &self.call {
             call.gives(nodeid);
         }

@@ -155,9 +155,10 @@ impl Call {
         slot.set(word::STAGE, stage::TAKEN);
     }
 
-    /// The kernel is about to be told of this inode, which has one reference more.
-    pub fn gives(&self, nodeid: u64) {
-        self.calls.table.slot(self.slot).set(word::GIVEN, nodeid);
+    /// The kernel is about to be told of this inode, which has one reference more; or after all of none.
+    pub fn gives(&self, nodeid: Option<u64>) {
+        let slot = self.calls.table.slot(self.slot);
+        slot.set(word::GIVEN, nodeid.unwrap_or(0)); // no inode is called 0
     }
 }
 

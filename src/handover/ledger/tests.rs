@@ -122,7 +122,7 @@ fn a_call_that_was_not_answered_is_known_when_it_comes_again() {
     let findings = Findings([Some((7, 8)), None]);
     let asked = ledger.calls.begin(100, false).expect("room");
     asked.asks(findings);
-    asked.gives(42);
+    asked.gives(Some(42));
     let refused = ledger.calls.begin(102, false).expect("room");
     refused.asks(findings);
     refused.refused();

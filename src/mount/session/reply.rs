@@ -104,7 +104,7 @@ impl Reply {
 
     pub fn entry(self) -> Answer<Entry> {
         self.with(|reply, entry: Entry| {
-            reply.once.gives(entry.shown.nodeid);
+            reply.once.gives(Some(entry.shown.nodeid));
             reply.word(&entry_out(&entry));
         })
     }
@@ -135,7 +135,7 @@ impl Reply {
 
     pub fn created(self) -> Answer<(Entry, Opened)> {
         self.with(|reply, (entry, opened): (Entry, Opened)| {
-            reply.once.gives(entry.shown.nodeid);
+            reply.once.gives(Some(entry.shown.nodeid));
             reply.word(&CreateOut {
                 entry: entry_out(&entry),
                 open: file_out(&opened),
