@@ -68,6 +68,9 @@ struct HoldState {
     void: Vec<Pages>,
     /// When it was frozen, until that is worth telling.
     frozen_since: Option<Instant>,
+    told_frozen: bool,
+    /// The orphan has its hold from a reader of this mount.
+    lingering: bool,
 }
 
 /// An image that is held until this is dropped.
@@ -103,6 +106,7 @@ impl Entry {
         let mut state = self.holds.turn();
         // The reader of an earlier mount that was found in its file: it counts already.
         let found = self.holds.frozen.swap(false, Ordering::AcqRel);
+        state.frozen_since = None;
         if !found {
             state.count += 1;
         }
@@ -189,7 +193,7 @@ impl Entry {
     }
 
     fn begin_hold(&self) -> Result<(), NotHeld> {
-        if self.stays_frozen_for_long() {
+        if self.stays_frozen() && !self.holds.is_lingering() && self.stays_frozen_for_long() {
             return Err(NotHeld::Frozen);
         }
         let mut state = self.holds.turn();
@@ -299,16 +303,33 @@ impl Entry {
 impl Holds {
     /// True once, when an orphan has kept the file for so long.
     pub(super) fn is_frozen_news(&self, after: Duration) -> bool {
-        let since = &mut self.state.lock().frozen_since;
-        let is_news = since.is_some_and(|since| since.elapsed() >= after);
+        let mut state = self.state.lock();
+        let is_news = state
+            .frozen_since
+            .is_some_and(|since| since.elapsed() >= after);
         if is_news {
-            *since = None;
+            state.frozen_since = None;
+            state.told_frozen = true;
         }
         is_news
     }
 
-    pub(super) fn was_told_frozen(&self) -> bool {
-        self.state.lock().frozen_since.is_none()
+    /// Thaws; true where it was told that it is frozen.
+    pub(super) fn thaw(&self) -> bool {
+        let mut state = self.state.lock();
+        state.frozen_since = None;
+        state.lingering = false;
+        std::mem::take(&mut state.told_frozen)
+    }
+
+    /// The last hold becomes that of an orphan.
+    pub(super) fn linger(&self) {
+        self.state.lock().lingering = true;
+        self.frozen.store(true, Ordering::Release);
+    }
+
+    fn is_lingering(&self) -> bool {
+        self.state.lock().lingering
     }
 
     /// Begins the hold of a reader that was there before us. Nobody else knows the entry yet.
@@ -352,7 +373,7 @@ impl Drop for EndsHold<'_> {
 impl Drop for Held {
     fn drop(&mut self) {
         self.file = None;
-        if !(self.entry.holds.is_last() && self.entry.freeze_if_still_shared()) {
+        if !(self.entry.holds.is_last() && self.entry.lingers_if_shared()) {
             self.entry.end_hold();
         }
     }

@@ -38,16 +38,14 @@ impl Entry {
         }
     }
 
-    /// When the last direct reader has let go: true if somebody still has the file, a mapping outlives its
-    /// handle, and then the hold is that of an orphan.
-    pub(super) fn freeze_if_still_shared(&self) -> bool {
+    /// When the last direct reader has let go: true if somebody still has the file, because a mapping outlives
+    /// its handle. Then the hold lingers, as that of an orphan; others may join it, as the file is as
+    /// it was.
+    pub(super) fn lingers_if_shared(&self) -> bool {
         let shared = self.is_shared_for_long();
         if shared {
-            log::info!(
-                "image {}: its cache file is still mapped by a reader and left alone until that ends",
-                self.name()
-            );
-            self.holds.frozen.store(true, Ordering::Release);
+            log::debug!("image {}: its cache file is mapped", self.name());
+            self.holds.linger();
         }
         shared
     }
@@ -81,7 +79,7 @@ impl Entry {
             return true;
         }
         if self.holds.frozen.swap(false, Ordering::AcqRel) {
-            if self.holds.was_told_frozen() {
+            if self.holds.thaw() {
                 log::info!(
                     "image {}: its cache file is in nobody else's use any more",
                     self.name()
