@@ -105,8 +105,8 @@ run "build" 900 cargo build --locked
 run "cargo test: units, models, mounts, kill -9, power cuts" 1800 cargo test --locked
 run "suites: fsx, pjdfstest, fio" 1800 tests/suites.sh
 run "a real guest" 420 tests/guest.sh
-# Under load requests arrive in another order, and readahead brings a MiB more or less: 105 here, 102 in the long run.
 run "a real guest through kills and upgrades" 420 env "KILLS=${KILLS:-20}" "UPGRADES=${UPGRADES:-5}" tests/guest-takeover.sh
+# Under load requests arrive in another order, and readahead brings a MiB more or less: 105 here, 102 in the long run.
 run "real guests over one base" 900 env "GUESTS=${GUESTS:-3}" RATIO_MAX_PERCENT=105 tests/golden.sh
 print_table
 echo "$passed passed, 0 failed"
