@@ -119,14 +119,10 @@ impl Simulate {
 
 impl Config {
     /// Checks what was asked for, for a new mount; `flags` win over the `file`, but a file that is for
-    /// another store or mount point than `flags` say is refused.
+    /// another store or mount point is refused.
     pub fn new(file: Option<&FileText>, flags: Settings) -> Result<Config, Error> {
-        let (from_file, path) = match file {
-            Some(file) => (file.settings()?, file.path.as_path()),
-            None => (Settings::default(), Path::new("")),
-        };
-        places::check(&flags, &from_file, path)?;
-        let settings = flags.over(from_file);
+        let settings = agreeing(flags, file)?;
+        let path = file.map_or(Path::new(""), |file| &file.path);
         let (store, mountpoint) = places::of(&settings, path)?;
         let store = check::store(store)?;
         let place = check::mountpoint(mountpoint, &store)?;
@@ -137,6 +133,15 @@ impl Config {
         let mut config = Config::checked(settings, store, place.path, caches)?;
         config.mountpoint_dead = place.dead;
         Ok(config)
+    }
+
+    /// As [`Config::new`] for a keeper that goes on with a mount that is there.
+    pub fn of_mounted(file: Option<&FileText>, flags: Settings) -> Result<Config, Error> {
+        let settings = agreeing(flags.clone(), file)?;
+        let path = file.map_or(Path::new(""), |file| &file.path);
+        let (store, mountpoint) = places::of(&settings, path)?;
+        let mountpoint = check::without_touching_last(mountpoint)?;
+        Config::of_server(store, &mountpoint, file, flags)
     }
 
     /// As [`Config::new`] for one of the servers of a mount, whose absolute `mountpoint` was checked by who
@@ -217,6 +222,14 @@ pub fn runtime_dir() -> PathBuf {
         Some(dir) if !dir.is_empty() => Path::new(&dir).join("flashside"),
         _ => PathBuf::from(format!("/run/user/{uid}/flashside")),
     }
+}
+
+/// Flags and file, which must be for the same store and mount point.
+fn agreeing(flags: Settings, file: Option<&FileText>) -> Result<Settings, Error> {
+    if let Some(file) = file {
+        places::check(&flags, &file.settings()?, &file.path)?;
+    }
+    merged(flags, file)
 }
 
 fn merged(flags: Settings, file: Option<&FileText>) -> Result<Settings, Error> {

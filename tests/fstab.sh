@@ -1,5 +1,5 @@
 #!/bin/bash
-# mount(8), fstab and installation: ./tests/fstab.sh
+# mount(8), fstab, ordinary users and installation: ./tests/fstab.sh
 #
 # Installs into a temporary directory and lays that over /usr/sbin and /usr/local/bin in a mount namespace of its
 # own, so that the machine itself gets no file. There the real mount(8) mounts by command line, by a temporary
@@ -172,7 +172,7 @@ an_ordinary_user_mounts() {
     fi
     chmod 755 "$trial_dir" && mkdir "$trial_dir"/{ustore,uflash,umount,run} && chown $user "$trial_dir"/{ustore,umount,run}
     mkdir "$trial_dir/flash/ucache" && chmod 755 "$trial_dir/flash" && chown $user "$trial_dir/flash/ucache"
-    echo hello >"$trial_dir/ustore/file"
+    echo hello >"$trial_dir/ustore/file" && chown $user "$trial_dir/ustore/file"
     echo "$trial_dir/ustore $trial_dir/umount flashside user,noauto,cache=$trial_dir/flash/ucache@64M 0 0" >"$trial_dir/fstab"
     # As udev makes it: open to everybody.
     mknod -m 666 "$trial_dir/fuse" c 10 229 && mount --bind "$trial_dir/fuse" /dev/fuse || fail "binding /dev/fuse"
@@ -183,8 +183,30 @@ an_ordinary_user_mounts() {
     findmnt -n -O noexec "$trial_dir/umount" >/dev/null || fail "user does not imply noexec"
     $as umount "$trial_dir/umount" || fail "umount as uid $user"
     daemons_end || fail "the daemon of uid $user did not end"
-    umount /etc/fstab /dev/fuse
+    umount /etc/fstab
     ok "fstab: user, mounted and unmounted by uid $user"
+    without_mount_8
+    umount /dev/fuse
+}
+
+# The same without mount(8): what is missing is told, and all else works.
+without_mount_8() {
+    local as="setpriv --reuid=$user --regid=$user --clear-groups env XDG_RUNTIME_DIR=$trial_dir/run" dir=$trial_dir said
+    said=$($as flashside mount "$dir/ustore" "$dir/umount" --cache "$dir/flash/ucache@64M" 2>&1) || fail "uid $user: $said"
+    [ "$(grep -c 'no kernel passthrough (it takes root)' <<<"$said")" = 1 ] || fail "passthrough is not spoken of: $said"
+    [ "$(grep -c "no hand-over (only root's mounts" <<<"$said")" = 1 ] || fail "hand-over is not spoken of: $said"
+    [ "$(wc -l <<<"$said")" = 2 ] || fail "it says more: $said"
+    $as cmp "$dir/ustore/file" "$dir/umount/file" || fail "other bytes"
+    $as sh -c "echo more >>$dir/umount/file && mkdir $dir/umount/sub" || fail "uid $user cannot write"
+    [ "$(tail -n 1 "$dir/ustore/file")" = more ] || fail "the write did not reach the store"
+    $as flashside status --mountpoint "$dir/umount" --json | grep -q '"handover": *"off"' || fail "status"
+    $as flashside warm "$dir/umount/file" >/dev/null || fail "warm"
+    ! cat "$dir/umount/file" 2>/dev/null || fail "root sees another user's mount"
+    $as fusermount3 -u "$dir/umount" && daemons_end || fail "fusermount3 -u"
+    chmod 600 "$dir/fuse" # the node that is bound there
+    said=$($as flashside mount "$dir/ustore" "$dir/umount" --cache "$dir/flash/ucache@64M" 2>&1) && fail "mounted without /dev/fuse"
+    case $said in "flashside: cannot mount $dir/umount: /dev/fuse is closed to this user"*) ;; *) fail "without /dev/fuse: $said" ;; esac
+    ok "flashside mount by uid $user: no passthrough, no hand-over, all else"
 }
 
 install_takes_everything_away() {

@@ -1,4 +1,4 @@
-//! `mount` without `--foreground`: the program starts itself again as a daemon in its own session and
+//! `mount` without `--foreground`: the program starts itself again as a daemon and
 //! waits until the mount answers.
 //!
 //! # Order of steps
@@ -64,7 +64,7 @@ fn spawn() -> io::Result<Child> {
         .stdin(Stdio::null())
         .stdout(Stdio::piped());
     // SAFETY: between fork and exec only system calls are made, no memory is allocated.
-    unsafe { command.pre_exec(leave_session) };
+    unsafe { command.pre_exec(close_others) };
     command.spawn()
 }
 
@@ -77,13 +77,10 @@ fn own_program() -> PathBuf {
     }
 }
 
-/// A session of its own, and no descriptor that the caller happened to leave open.
-fn leave_session() -> io::Result<()> {
-    // SAFETY: neither call touches memory of this program.
+/// No descriptor that the caller happened to leave open.
+fn close_others() -> io::Result<()> {
+    // SAFETY: the call touches no memory of this program.
     unsafe {
-        if libc::setsid() < 0 {
-            return Err(io::Error::last_os_error());
-        }
         libc::syscall(
             libc::SYS_close_range,
             3,
@@ -152,8 +149,12 @@ pub fn leave_terminal() {
     }
 }
 
-/// Puts `/dev/null` in the place of stdout and stderr, and leaves the working directory.
+/// Puts `/dev/null` in the place of stdout and stderr, leaves the working directory and begins a session of its
+/// own. Not before: where systemd mounts on demand, only its own process group gets to the mount point until
+/// something is mounted there.
 fn let_go() -> io::Result<()> {
+    // SAFETY: the call touches no memory of this program. An error: it leads a group of its own already.
+    unsafe { libc::setsid() };
     std::env::set_current_dir("/")?;
     let null: File = OpenOptions::new().write(true).open("/dev/null")?;
     for descriptor in [libc::STDOUT_FILENO, libc::STDERR_FILENO] {

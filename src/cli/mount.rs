@@ -18,7 +18,7 @@ use crate::config::units::{Size, SizeOrOff, Span};
 use crate::config::{CacheSpec, Config, FileText, Handover, Passthrough, Settings};
 use crate::handover::Kept;
 use crate::handover::message::Begin;
-use crate::keeper::{self, ControlSocket, Typed};
+use crate::keeper::{self, ControlSocket, Typed, systemd};
 use crate::mount;
 
 /// Mount a store through the cache
@@ -138,9 +138,14 @@ impl Mount {
         if !self.foreground && !background::is_daemon() {
             return background::start();
         }
+        let left = systemd::Left::take();
         let directory = self.has_relative_paths().then_some(".");
         let file = FileText::find(self.mountpoint.as_deref(), self.config.as_deref())?;
-        let mut config = Config::new(file.as_ref(), self.flags())?;
+        let flags = self.flags();
+        let mut config = match &left {
+            Some(_) => Config::of_mounted(file.as_ref(), flags)?,
+            None => Config::new(file.as_ref(), flags)?,
+        };
         logging::start(config.log_level);
         stack::prepare_process();
         clean_dead_mount(&mut config)?;
@@ -148,7 +153,7 @@ impl Mount {
             Some(why) => serve_alone(&config, why),
             None => {
                 let typed = Typed::by_this_process(directory, file).map_err(Error::Start)?;
-                keep(&config, typed)
+                keep(&config, typed, left)
             }
         }
     }
@@ -192,7 +197,7 @@ impl Mount {
 }
 
 /// Keeps the mount: returns when it is gone.
-fn keep(config: &Config, typed: Typed) -> Result<ExitCode, Error> {
+fn keep(config: &Config, typed: Typed, left: Option<systemd::Left>) -> Result<ExitCode, Error> {
     let mountpoint = config.mountpoint.display();
     let ready = || {
         if background::is_daemon() {
@@ -201,13 +206,14 @@ fn keep(config: &Config, typed: Typed) -> Result<ExitCode, Error> {
         log::info!("{} is mounted at {mountpoint}", config.store.display());
     };
     let background = background::is_daemon();
-    Ok(keeper::run(config, typed, background, ready)?)
+    Ok(keeper::run(config, typed, background, left, ready)?)
 }
 
 /// The daemon that nobody replaces: returns when it is unmounted and everything is flushed.
 fn serve_alone(config: &Config, why: &str) -> Result<ExitCode, Error> {
     let mounted = Arc::new(AtomicBool::new(false));
     signals::watch(config.mountpoint.clone(), mounted.clone()).map_err(Error::Start)?;
+    systemd::live().map_err(Error::Start)?;
     let stack = Ground::prepare(config)?.build(config, false)?;
     let socket = ControlSocket::make(&config.control_socket)?;
     let listener = socket.listener().map_err(Error::Start)?;
@@ -220,11 +226,12 @@ fn serve_alone(config: &Config, why: &str) -> Result<ExitCode, Error> {
         let (store, mountpoint) = (config.store.display(), config.mountpoint.display());
         move |_| {
             mounted.store(true, Ordering::Release);
+            log::info!("no hand-over ({why}): the mount ends with this process");
             if background::is_daemon() {
                 background::ready();
             }
             log::info!("{store} is mounted at {mountpoint}");
-            log::info!("no hand-over ({why}): the mount ends with this process");
+            systemd::ready();
         }
     };
     let served = stack.serve(config, alone, listener, &Kept::alone(why), ready);

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 
 use super::Error;
+use crate::config::{self, FileText};
 use crate::control::{ClientError, client, find};
 use crate::handover::message::Outcome;
 
@@ -34,6 +35,9 @@ pub struct Upgrade {
     /// The same, as other commands have it
     #[arg(long, value_name = "DIR", conflicts_with = "mount")]
     mountpoint: Option<PathBuf>,
+    /// The mount of this configuration file
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["mount", "mountpoint"])]
+    config: Option<PathBuf>,
     /// Hand over to this program [default: the one that runs this command]
     #[arg(long, value_name = "FILE")]
     program: Option<PathBuf>,
@@ -61,7 +65,9 @@ impl Upgrade {
 
     fn mountpoint(&self) -> Result<PathBuf, Error> {
         let all = find::mountpoints().map_err(Error::MountTable)?;
-        let Some(wanted) = self.mount.as_ref().or(self.mountpoint.as_ref()) else {
+        let configured = self.config.as_deref().map(configured).transpose()?;
+        let typed = self.mount.as_ref().or(self.mountpoint.as_ref());
+        let Some(wanted) = configured.as_ref().or(typed) else {
             return match all.as_slice() {
                 [only] => Ok(only.clone()),
                 several => Err(Error::WhichMount(several.len())),
@@ -73,6 +79,15 @@ impl Upgrade {
             _ => Err(Error::NotAMount(wanted.clone())),
         }
     }
+}
+
+/// The mount point that a configuration file names.
+fn configured(file: &Path) -> Result<PathBuf, Error> {
+    let settings = FileText::read(file)?.settings()?;
+    Ok(settings.mountpoint.ok_or_else(|| config::Error::NoPlace {
+        what: "mountpoint",
+        path: file.to_path_buf(),
+    })?)
 }
 
 /// Waits until the servers tell of another upgrade than the one `before`.

@@ -113,7 +113,7 @@ fn directory(
 
 /// `path` absolute with only its parents looked up: the last component may be a mount that is dead
 /// or hangs.
-fn without_touching_last(path: &Path) -> Result<PathBuf, Error> {
+pub(super) fn without_touching_last(path: &Path) -> Result<PathBuf, Error> {
     let absolute = std::path::absolute(path).map_err(|error| unreadable(path, error))?;
     let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name()) else {
         return Ok(absolute);
@@ -127,20 +127,22 @@ fn without_touching_last(path: &Path) -> Result<PathBuf, Error> {
     }
 }
 
-/// `None` where nothing is mounted; a dead mount of ours can be used; any other is refused.
+/// `None` where nothing is mounted, or only on demand; a dead mount of ours can be used; any other is refused.
 fn mounted(path: &Path) -> Result<Option<MountPlace>, Error> {
     let mount = mountinfo::mounted_at(path).map_err(|error| unreadable(path, error))?;
     let Some(mount) = mount else {
         return Ok(None);
     };
     let path = path.to_path_buf();
-    if mount.fs_type == mountinfo::FLASHSIDE && is_dead(&path) {
-        return Ok(Some(MountPlace { path, dead: true }));
+    match mount.fs_type.as_str() {
+        mountinfo::FLASHSIDE if is_dead(&path) => Ok(Some(MountPlace { path, dead: true })),
+        // Who is in systemd's process group, as its mount(8) is, sees an empty directory there.
+        mountinfo::ON_DEMAND => Ok(None),
+        _ => Err(Error::MountpointMounted {
+            path,
+            fs_type: mount.fs_type,
+        }),
     }
-    Err(Error::MountpointMounted {
-        path,
-        fs_type: mount.fs_type,
-    })
 }
 
 fn is_dead(path: &Path) -> bool {

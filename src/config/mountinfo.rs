@@ -10,6 +10,9 @@ use std::path::{Path, PathBuf};
 /// The type that our mounts have there.
 pub const FLASHSIDE: &str = "fuse.flashside";
 
+/// The type of a directory where systemd or an automounter mounts on demand.
+pub const ON_DEMAND: &str = "autofs";
+
 /// One mount of this process's namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount {

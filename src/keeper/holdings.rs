@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 
 use super::server::Server;
+use super::systemd::{self, Left};
 use super::{ControlSocket, Error};
 use crate::config::Config;
 use crate::handover::link::DESCRIPTORS_MAX;
@@ -21,7 +22,9 @@ pub struct Holdings {
     listener: UnixListener,
     /// A server was given the mount before.
     served: bool,
-    _socket: ControlSocket,
+    /// systemd has what another keeper needs.
+    stored: bool,
+    socket: ControlSocket,
 }
 
 impl Holdings {
@@ -45,15 +48,46 @@ impl Holdings {
         let devices = devices.inspect_err(|_| {
             let _ = mount::unmount(&config.mountpoint); // the first error is the one to tell
         });
+        let devices = devices.map_err(failed)?;
+        let passthrough = connection.negotiated.passthrough;
         Ok(Holdings {
-            devices: devices.map_err(failed)?,
+            stored: systemd::store(&devices, ledger.memory(), listener.as_fd(), passthrough),
+            devices,
             ledger,
             files: HashMap::new(),
             negotiated: connection.negotiated,
             listener,
             served: false,
-            _socket: socket,
+            socket,
         })
+    }
+
+    /// Goes on with the mount that an earlier keeper has left with systemd.
+    pub fn take_on(config: &Config, left: Left) -> Result<Holdings, Error> {
+        let listener = left.listener.try_clone().map_err(Error::Start)?;
+        Ok(Holdings {
+            devices: left.devices,
+            ledger: Ledger::open(left.ledger).map_err(Error::Start)?,
+            files: HashMap::new(),
+            negotiated: Negotiated {
+                passthrough: left.passthrough,
+                resend: true, // without it there is no keeper
+            },
+            listener,
+            served: true,
+            stored: true,
+            socket: ControlSocket::take_on(&config.control_socket, left.listener),
+        })
+    }
+
+    /// True where another keeper can go on with the mount.
+    pub fn is_stored(&self) -> bool {
+        self.stored
+    }
+
+    /// Ends without the mount ending.
+    pub fn leave(self) {
+        self.socket.leave();
     }
 
     /// Gives everything to a server, which then serves.
@@ -98,9 +132,14 @@ impl Holdings {
 
     /// True once the kernel has given the mount up.
     pub fn is_over(&self) -> bool {
-        let over = |device: BorrowedFd<'_>| events(device.as_raw_fd()) & libc::POLLERR != 0;
-        self.device().is_some_and(over)
+        self.device()
+            .is_some_and(|device| is_over(device.as_raw_fd()))
     }
+}
+
+/// True once the kernel has given up the mount of this descriptor.
+pub(super) fn is_over(device: RawFd) -> bool {
+    events(device) & libc::POLLERR != 0
 }
 
 /// What a descriptor has to tell now.

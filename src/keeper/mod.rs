@@ -12,6 +12,8 @@
 //! started, ready up to the cache.
 //! A server's end: its process is gone with all its threads and their system calls (that is the fence for
 //! what it wrote); what it said last is read to the end; the standby takes over; a new standby is started.
+//! Another keeper under systemd: this one is told to leave (SIGUSR1), its server makes room, it ends and the mount
+//! stays; or it is killed, and systemd kills its servers. The next keeper takes on what [`systemd`] holds.
 //! The mount's end: the server has seen it, flushed and ended; the standby ends; the socket's file goes.
 //!
 //! # Invariants
@@ -26,6 +28,7 @@ mod refusing;
 mod server;
 mod signals;
 mod socket;
+pub mod systemd;
 mod upgrade;
 
 use std::io;
@@ -85,15 +88,16 @@ pub fn why_not(config: &Config) -> Option<&'static str> {
     }
 }
 
-/// Keeps a mount until it is gone. `ready` is called once, when it answers; in the `background` that is
+/// Keeps a mount until it is gone: a new one, or the one that an earlier keeper has `left`. `ready` is called once, when it answers; in the `background` that is
 /// when servers let go of the terminal too.
 pub fn run(
     config: &Config,
     typed: Typed,
     background: bool,
+    left: Option<systemd::Left>,
     ready: impl FnOnce(),
 ) -> Result<ExitCode, Error> {
-    keep::Keeper::new(config, typed, background, ready)?.keep()
+    keep::Keeper::new(config, typed, background, left, ready)?.keep()
 }
 
 fn kernel_version() -> Option<(u32, u32)> {

@@ -36,6 +36,19 @@ impl ControlSocket {
         })
     }
 
+    /// The socket that another keeper has made.
+    pub fn take_on(path: &Path, listener: UnixListener) -> ControlSocket {
+        ControlSocket {
+            path: path.to_path_buf(),
+            listener,
+        }
+    }
+
+    /// Leaves the file to another keeper.
+    pub fn leave(mut self) {
+        self.path.clear();
+    }
+
     /// Another descriptor of it, which does not block.
     pub fn listener(&self) -> io::Result<UnixListener> {
         self.listener.try_clone()
@@ -44,7 +57,9 @@ impl ControlSocket {
 
 impl Drop for ControlSocket {
     fn drop(&mut self) {
-        remove_socket(&self.path);
+        if !self.path.as_os_str().is_empty() {
+            remove_socket(&self.path);
+        }
     }
 }
 

@@ -16,6 +16,7 @@ mod answer;
 mod backing;
 mod caller;
 mod core;
+mod create;
 mod files;
 mod handles;
 mod kernel;
@@ -115,6 +116,7 @@ pub fn serve(
 
 /// A new mount that no server served before, for this process to serve.
 pub fn alone(config: &Config) -> io::Result<Inheritance> {
+    point::check_rights()?;
     let mut inheritance = portable_session()?;
     if !config.portable_session {
         let connection = Connection::new(config)?;

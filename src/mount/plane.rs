@@ -98,6 +98,9 @@ impl Planes {
         match tried {
             Ok(backings) => drop(self.backings.set(backings)),
             Err(_) if !self.auto => {}
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => log::info!(
+                "no kernel passthrough (it takes root): immutable images are read through the daemon"
+            ),
             Err(error) => log::info!(
                 "no kernel passthrough here ({error}): immutable images are read through the daemon"
             ),

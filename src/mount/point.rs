@@ -3,6 +3,7 @@
 //! May touch: the mount table; runs fusermount3 where mounting is not our right.
 
 use std::ffi::CString;
+use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -40,6 +41,28 @@ pub fn clear_dead_mount(dir: &Path) -> io::Result<bool> {
     }
     detach(dir)?;
     Ok(true)
+}
+
+/// Refuses in one sentence what an ordinary user cannot mount with. fusermount3 mounts for them, but they open
+/// the device themselves.
+pub fn check_rights() -> io::Result<()> {
+    // SAFETY: geteuid takes nothing and cannot fail.
+    if unsafe { libc::geteuid() } == 0 {
+        return Ok(());
+    }
+    let mut device = OpenOptions::new();
+    if let Err(error) = device.read(true).write(true).open("/dev/fuse") {
+        let why = format!(
+            "/dev/fuse is closed to this user ({error}): mount as root, or give it mode 0666"
+        );
+        return Err(io::Error::other(why));
+    }
+    match Command::new("fusermount3").arg("--version").output() {
+        Ok(_) => Ok(()),
+        Err(error) => Err(io::Error::other(format!(
+            "fusermount3 cannot be run ({error}): mount as root, or install fuse3"
+        ))),
+    }
 }
 
 /// How long users of a mount that shall end may take to leave.
