@@ -60,7 +60,6 @@ pub fn watch(watched: &Watched, interval: Duration) -> Result<ExitCode, Error> {
 /// What is known of the mounts from the round before.
 #[derive(Default)]
 struct Mounts {
-    seen: Vec<PathBuf>,
     /// Where daemons that have answered listen: asked again without touching the mount.
     sockets: HashMap<PathBuf, PathBuf>,
     latest: HashMap<PathBuf, Look>,
@@ -69,22 +68,14 @@ struct Mounts {
 impl Mounts {
     /// One round: the text of all mounts.
     fn look(&mut self, watched: &Watched) -> Result<String, Error> {
-        match watched {
-            Watched::One(mountpoint) | Watched::Image(mountpoint, _) => {
-                self.seen = vec![mountpoint.clone()];
-            }
-            Watched::All => {
-                for mountpoint in find::mountpoints().map_err(Error::MountTable)? {
-                    if !self.seen.contains(&mountpoint) {
-                        self.seen.push(mountpoint);
-                    }
-                }
-            }
-        }
-        if self.seen.is_empty() {
+        let mountpoints = match watched {
+            Watched::One(mountpoint) | Watched::Image(mountpoint, _) => vec![mountpoint.clone()],
+            Watched::All => find::mountpoints().map_err(Error::MountTable)?,
+        };
+        if mountpoints.is_empty() {
             return Ok(table::mounts(&[], true));
         }
-        let texts = self.seen.clone().into_iter().map(|mountpoint| {
+        let texts = mountpoints.into_iter().map(|mountpoint| {
             let text = self.look_at(&mountpoint, watched);
             text.unwrap_or_else(|error| waiting(&mountpoint, &error))
         });
