@@ -4,8 +4,8 @@
 # Runs as process 1 inside the guest; touches only the guest's own disk. The kernel's command line says what
 # to do, in order and separated by commas: flashside.work=start (a machine that starts: reads much, writes a
 # little), ready (says so), verify (says what the numbered files hold now), write (flashside.count=N numbered
-# files named flashside.series=NAME, flushed one by one), number (numbered sectors on the second disk, flushed batch
-# by batch, until the third disk says stop; then checks them), log (says what the kernel has logged of disks).
+# files named flashside.series=NAME, flushed one by one), number (numbered sectors on the second disk, written
+# synchronously and flushed batch by batch, until the third disk says stop; then checks them), log (says what the kernel has logged of disks).
 #
 # Lines for the host: "FLASHSIDE READY …", "FLASHSIDE KEPT file sum" (flushed: must survive from here on),
 # "FLASHSIDE HAS file sum", "FLASHSIDE VERIFIED", "FLASHSIDE WROTE batch", "FLASHSIDE CHECKED sectors sum-of-the-disk",
@@ -92,9 +92,9 @@ my ($disk, $sectors, %last) = ("/dev/nvme0n2", 65536);
 sub say_so { open(my $console, ">", "/dev/console"); print $console "FLASHSIDE @_\n"; }
 sub content { my $text = pack("QQ", @_); return $text x 32; }
 sub stopped { return `dd if=/dev/nvme0n3 bs=512 count=1 iflag=direct status=none` =~ /^stop/; }
-sysopen(my $out, $disk, O_RDWR) or die "$disk: $!";
+sysopen(my $out, $disk, O_RDWR | O_SYNC) or die "$disk: $!";
 for (my $batch = 1; !stopped(); $batch++) {
-    for (1 .. 64) {
+    for (1 .. 12) {
         my ($first, $count) = (int(rand($sectors - 64)), 1 + int(rand(64)));
         sysseek($out, $first * 512, 0) or die "seek: $!";
         my $bytes = join("", map { content($_, $batch) } $first .. $first + $count - 1);

@@ -121,7 +121,7 @@ impl Config {
     /// Checks what was asked for, for a new mount; `flags` win over the `file`, but a file that is for
     /// another store or mount point is refused.
     pub fn new(file: Option<&FileText>, flags: Settings) -> Result<Config, Error> {
-        let settings = merged(flags, file)?;
+        let settings = agreeing(flags, file)?;
         let path = file.map_or(Path::new(""), |file| &file.path);
         let (store, mountpoint) = places::of(&settings, path)?;
         let store = check::store(store)?;
@@ -137,7 +137,7 @@ impl Config {
 
     /// As [`Config::new`] for a keeper that goes on with a mount that is there.
     pub fn of_mounted(file: Option<&FileText>, flags: Settings) -> Result<Config, Error> {
-        let settings = merged(flags.clone(), file)?;
+        let settings = agreeing(flags.clone(), file)?;
         let path = file.map_or(Path::new(""), |file| &file.path);
         let (store, mountpoint) = places::of(&settings, path)?;
         let mountpoint = check::without_touching_last(mountpoint)?;
@@ -224,13 +224,17 @@ pub fn runtime_dir() -> PathBuf {
     }
 }
 
+/// Flags and file, which must be for the same store and mount point.
+fn agreeing(flags: Settings, file: Option<&FileText>) -> Result<Settings, Error> {
+    if let Some(file) = file {
+        places::check(&flags, &file.settings()?, &file.path)?;
+    }
+    merged(flags, file)
+}
+
 fn merged(flags: Settings, file: Option<&FileText>) -> Result<Settings, Error> {
-    let Some(file) = file else {
-        return Ok(flags);
-    };
-    let configured = file.settings()?;
-    places::check(&flags, &configured, &file.path)?;
-    Ok(flags.over(configured))
+    let file = file.map_or(Ok(Settings::default()), FileText::settings)?;
+    Ok(flags.over(file))
 }
 
 fn store_deadline(settings: &Settings) -> Result<Duration, Error> {

@@ -59,7 +59,7 @@ event() {
 
 kill_it() { kill -9 "$1"; }
 
-upgrade() { timeout 60 "$flashside" upgrade --mountpoint "$trial_dir/mount" >>"$trial_dir/daemon.log" 2>&1; }
+upgrade() { timeout 60 "$flashside" upgrade "$trial_dir/mount" >>"$trial_dir/daemon.log" 2>&1; }
 
 events_come() {
     local number upgraded=0
@@ -106,7 +106,8 @@ open_trial clean_up
 console=$trial_dir/console
 guest_make_disk "$trial_dir/store/disk.img" >/dev/null || fail "writing the guest's disk"
 truncate -s $numbers_size "$trial_dir/store/numbers.img" && truncate -s 1M "$trial_dir/control.img" || fail "making disks"
-trial_mount || fail "mounting"
+# A store that takes its time, so that the guest nearly always waits for it when the server is killed.
+trial_mount --simulate-latency 30ms || fail "mounting"
 [ -n "$(serving_pid)" ] || fail "no process serves the mount for a keeper"
 boot
 ok "the guest is up and writes"

@@ -6,7 +6,7 @@ mod world;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -81,6 +81,24 @@ fn the_example_rules_name_only_metrics_there_are() {
         assert!(
             known.contains(name),
             "{name} is in the rules and nowhere else"
+        );
+    }
+}
+
+#[test]
+fn every_alert_is_in_the_table_of_what_to_do() {
+    let read = |name: &str| fs::read_to_string(repository().join(name)).expect("a document");
+    let (rules, manual) = (read("examples/alerts.yml"), read("docs/OPERATIONS.md"));
+    let (_, table) = manual.split_once("## What to do when").expect("the table");
+    let alerts = rules
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- alert: "));
+    let alerts: Vec<&str> = alerts.collect();
+    assert!(alerts.len() >= 10);
+    for alert in alerts {
+        assert!(
+            table.contains(&format!("({alert})")),
+            "{alert} is not in the table"
         );
     }
 }
@@ -245,12 +263,16 @@ fn a_port_serves_metrics_alone_and_again_after_a_kill() {
     world
         .flags(&["--metrics-listen", &format!("127.0.0.1:{port}")])
         .start();
+    // A server that is being killed may take the connection and not answer.
     let ask = |what: &str| {
-        wait_until(PATIENCE, "the port", || {
-            TcpStream::connect(("127.0.0.1", port)).is_ok()
+        let answer = RefCell::new(None);
+        wait_until(PATIENCE, "the port answers", || {
+            let stream = TcpStream::connect(("127.0.0.1", port)).ok();
+            let told = stream.and_then(|mut stream| exchange(&mut stream, what).ok());
+            *answer.borrow_mut() = told;
+            answer.borrow().is_some()
         });
-        let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
-        exchange(&mut stream, what)
+        answer.into_inner().expect("just seen")
     };
     let (head, body) = ask("GET /metrics");
     assert!(head.starts_with("HTTP/1.1 200"), "{head}");
@@ -389,19 +411,20 @@ fn text(world: &World) -> String {
     let socket = world::files::get_xattr(&world.mountpoint(), "user.flashside.control");
     let socket = socket.expect("the mount tells");
     let mut stream = UnixStream::connect(socket).expect("the daemon listens");
-    let (head, body) = exchange(&mut stream, "GET /metrics");
+    let (head, body) = exchange(&mut stream, "GET /metrics").expect("answered");
     assert!(head.starts_with("HTTP/1.1 200"), "{head}");
     body
 }
 
 /// Head and body of the answer.
-fn exchange(stream: &mut (impl Read + Write), what: &str) -> (String, String) {
+fn exchange(stream: &mut (impl Read + Write), what: &str) -> io::Result<(String, String)> {
     let request = format!("{what} HTTP/1.1\r\nHost: flashside\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).expect("sent");
+    stream.write_all(request.as_bytes())?;
     let mut answer = String::new();
-    stream.read_to_string(&mut answer).expect("answered");
-    let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
-    (head.to_owned(), body.to_owned())
+    stream.read_to_string(&mut answer)?;
+    let parts = answer.split_once("\r\n\r\n");
+    let (head, body) = parts.ok_or(io::ErrorKind::UnexpectedEof)?;
+    Ok((head.to_owned(), body.to_owned()))
 }
 
 /// Each sample has to follow the lines that describe it, and to be there once.

@@ -25,15 +25,15 @@ const PLAN: &[(&str, &[&str])] = &[
         "mount",
         &["handover", "image", "io", "store", "config", "logs"],
     ),
-    ("handover", &["config"]),
+    ("handover", &["config", "logs"]),
     (
         "image",
         &["cache", "module", "io", "store", "config", "logs"],
     ),
     ("cache", &["module", "io", "store", "config", "logs"]),
     ("store", &["config", "logs"]),
-    ("module", &["config"]),
-    ("io", &["config"]),
+    ("module", &["config", "logs"]),
+    ("io", &["config", "logs"]),
     ("config", &[]),
     ("logs", &[]),
 ];

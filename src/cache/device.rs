@@ -88,12 +88,13 @@ struct Health {
 
 impl Device {
     /// Takes a directory into use for the store `store`. A device that cannot be written now is
-    /// taken as suspect: the mount works without it.
+    /// taken as suspect: the mount works without it. Locked for `mountpoint`; without one, for a control
+    /// of the tests, whoever else uses it is not looked for.
     pub fn open(
         config: &CacheDevice,
         store: &str,
         runtime_dir: &Path,
-        mountpoint: &Path,
+        mountpoint: Option<&Path>,
     ) -> Result<Device, Error> {
         let fail = |error| Error::Io(config.dir.clone(), error);
         check_filesystem(&config.dir)?;
@@ -125,12 +126,18 @@ impl Device {
         }
     }
 
-    fn prepare(&mut self, store: &str, runtime_dir: &Path, mountpoint: &Path) -> Result<(), Error> {
+    fn prepare(
+        &mut self,
+        store: &str,
+        runtime_dir: &Path,
+        mountpoint: Option<&Path>,
+    ) -> Result<(), Error> {
         let fail = |error| Error::Io(self.dir.clone(), error);
         let mut builder = DirBuilder::new();
         builder.recursive(true).mode(0o700);
         builder.create(self.root.join("images")).map_err(fail)?;
-        self._lock = Some(lock(&self.root, &self.dir, mountpoint)?);
+        let lock = |mountpoint| lock(&self.root, &self.dir, mountpoint);
+        self._lock = mountpoint.map(lock).transpose()?;
         let uuid = self.join(store)?;
         let (witness, unbroken) = Witness::open(runtime_dir, &uuid, &self.root);
         // The daemon that was killed has shown it for the very same mount of the filesystem.

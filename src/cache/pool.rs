@@ -86,7 +86,8 @@ impl Pool {
                 device,
                 store,
                 &runtime_dir,
-                &config.mountpoint,
+                // The lock of a dead server's devices lasts as long as its system calls: a fence too.
+                config.fence.then_some(config.mountpoint.as_path()),
             )?));
         }
         let pool = Pool {

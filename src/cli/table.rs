@@ -5,6 +5,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use super::rates::Activity;
 use crate::cache::status::PoolStatus;
 use crate::control::model::{MountStatus, StoreState};
+use crate::handover::message::State;
 use crate::image::status::ImageStatus;
 
 const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
@@ -93,7 +94,26 @@ fn head(status: &MountStatus) -> String {
         state(status.store_state),
         status.pid
     );
-    format!("{head}\n{}", pool(&status.pool))
+    format!("{head}\n{}\n{}", hand_over(status), pool(&status.pool))
+}
+
+/// Who serves, and who would go on.
+fn hand_over(status: &MountStatus) -> String {
+    let mut line = match status.handover {
+        State::Ready => format!("server {}, a standby waits", status.serving_pid),
+        State::Starting => format!("server {}, a standby is starting", status.serving_pid),
+        State::Off => "no hand-over".to_owned(),
+    };
+    if let Some(reason) = &status.handover_reason {
+        line.push_str(&format!(": {reason}"));
+    }
+    if status.restarts > 0 {
+        let (restarts, resent) = (status.restarts, status.resent_requests);
+        line.push_str(&format!(
+            "; {restarts} taken over, {resent} requests sent again"
+        ));
+    }
+    line
 }
 
 fn state(state: StoreState) -> &'static str {
@@ -220,6 +240,22 @@ fn share(part: u64, whole: u64) -> String {
 mod tests {
     use super::*;
     use crate::image::status::PlaneStatus;
+
+    #[test]
+    fn who_serves_and_who_would_go_on_is_one_line() {
+        let mut status = MountStatus {
+            serving_pid: 7,
+            handover: State::Ready,
+            ..MountStatus::default()
+        };
+        assert_eq!(hand_over(&status), "server 7, a standby waits");
+        (status.restarts, status.resent_requests) = (2, 40);
+        let line = "server 7, a standby waits; 2 taken over, 40 requests sent again";
+        assert_eq!(hand_over(&status), line);
+        status.handover = State::Off;
+        status.handover_reason = Some("the keeper is gone".into());
+        assert!(hand_over(&status).starts_with("no hand-over: the keeper is gone; 2"));
+    }
 
     #[test]
     fn sizes_can_be_read_at_a_glance() {

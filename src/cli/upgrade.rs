@@ -67,7 +67,7 @@ impl Upgrade {
         let all = find::mountpoints().map_err(Error::MountTable)?;
         let configured = self.config.as_deref().map(configured).transpose()?;
         let typed = self.mount.as_ref().or(self.mountpoint.as_ref());
-        let Some(wanted) = typed.or(configured.as_ref()) else {
+        let Some(wanted) = configured.as_ref().or(typed) else {
             return match all.as_slice() {
                 [only] => Ok(only.clone()),
                 several => Err(Error::WhichMount(several.len())),

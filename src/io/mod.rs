@@ -7,6 +7,7 @@ pub mod buffer;
 pub mod engine;
 pub mod file;
 pub mod region;
+pub mod resident;
 pub mod ring;
 pub mod sync;
 

@@ -42,6 +42,8 @@ pub struct Server {
     pub hello: Option<Hello>,
     /// Why it cannot, in its words.
     pub refused: Option<String>,
+    /// It was asked whether it answers, and has not.
+    pub unanswered: bool,
 }
 
 impl Server {
@@ -64,6 +66,7 @@ impl Server {
             since: Instant::now(),
             hello: None,
             refused: None,
+            unanswered: false,
         };
         let text = file.map(in_memory).transpose()?;
         let attached: Vec<BorrowedFd<'_>> = text.iter().map(AsFd::as_fd).collect();
@@ -111,6 +114,16 @@ impl Server {
             }
             return None;
         }
+    }
+
+    /// False where it has not answered since it was asked last; asks again.
+    pub fn answers_again(&mut self) -> bool {
+        let answers = !self.unanswered;
+        if answers {
+            self.unanswered = true;
+            self.tell(&Message::Ping, &[]);
+        }
+        answers
     }
 
     /// How it ended, once it has.

@@ -147,35 +147,37 @@ pub struct Life {
 }
 
 impl Life {
-    pub fn as_systemd_wants() -> Life {
+    pub fn begin() -> Life {
         Life {
             interval: sd_notify::watchdog_enabled().map(|watch| watch / SIGNS_PER_WATCH),
             last: Instant::now(),
         }
     }
 
-    /// How long until one is due.
-    pub fn patience(&self) -> Duration {
-        self.interval.map_or(Duration::MAX, |interval| {
-            interval.saturating_sub(self.last.elapsed())
-        })
+    /// How long until a sign is due; `None` where nobody waits for one.
+    pub fn due(&self) -> Option<Duration> {
+        let interval = self.interval?;
+        Some(interval.saturating_sub(self.last.elapsed()))
     }
 
-    /// Gives a sign where one is due.
-    pub fn sign(&mut self) {
-        if self
-            .interval
-            .is_some_and(|interval| self.last.elapsed() >= interval)
-        {
+    /// True once for every sign that is due.
+    pub fn is_due(&mut self) -> bool {
+        let due = self.due().is_some_and(|due| due.is_zero());
+        if due {
             self.last = Instant::now();
-            tell(&[Watchdog]);
         }
+        due
     }
+}
+
+/// A sign of life.
+pub fn alive() {
+    tell(&[Watchdog]);
 }
 
 /// Gives signs of life for a process that has no loop of its own to do so.
 pub fn live() -> io::Result<()> {
-    let Some(interval) = Life::as_systemd_wants().interval else {
+    let Some(interval) = Life::begin().interval else {
         return Ok(());
     };
     let sign = move || {

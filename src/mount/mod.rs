@@ -16,6 +16,7 @@ mod answer;
 mod backing;
 mod caller;
 mod core;
+mod create;
 mod files;
 mod handles;
 mod kernel;

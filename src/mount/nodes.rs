@@ -15,18 +15,18 @@
 //! *Locking*: `table` is held for map operations and stores to the ledger's memory only, never while
 //! an inode is dropped (which may be the last use of a descriptor).
 
-use std::collections::HashMap;
+mod table;
+
 use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::{Condvar, Mutex};
 
+use self::table::{Slot, Table};
 use crate::handover::Ledger;
-use crate::handover::ledger::nodes::{CarriedNode, NodeFacts, NodeSlot};
-use crate::store::{Attr, ImageId, Kind, Node, Result as StoreResult, Store};
+use crate::store::{Attr, ImageId, Kind, Node, Store};
 
 /// The kernel's number for the root.
 pub const ROOT: u64 = 1;
@@ -60,21 +60,6 @@ pub struct Nodes {
     inodes_max: usize,
     crowded: Condvar,
     closed: AtomicBool,
-}
-
-struct Table {
-    slots: HashMap<u64, Slot>,
-    by_image: HashMap<ImageId, u64>,
-    names: HashMap<Name, u64>,
-    ledger: Arc<Ledger>,
-}
-
-struct Slot {
-    inode: Arc<Inode>,
-    lookups: u64,
-    names: Vec<Name>,
-    /// Where it is in the ledger, if it found room there.
-    carried: Option<NodeSlot>,
 }
 
 /// A parent's number and a name in it.
@@ -132,23 +117,8 @@ impl Inode {
 impl Nodes {
     /// A table with the root alone, which crowds past `inodes_max` and writes to `ledger`.
     pub fn new(root: Node, inodes_max: usize, ledger: Arc<Ledger>) -> Nodes {
-        let nowhere = ImageId { ino: 0, tag: 0 };
-        let inode = Inode::new(ROOT, nowhere, Kind::Dir, root, None);
-        let mut table = Table {
-            slots: HashMap::new(),
-            by_image: HashMap::new(),
-            names: HashMap::new(),
-            ledger,
-        };
-        let slot = Slot {
-            inode,
-            lookups: 1, // the kernel never forgets the root
-            names: Vec::new(),
-            carried: None,
-        };
-        table.slots.insert(ROOT, slot);
         Nodes {
-            table: Mutex::new(table),
+            table: Mutex::new(Table::new(root, ledger)),
             clock: AtomicU64::new(0),
             inodes_max,
             crowded: Condvar::new(),
@@ -159,22 +129,7 @@ impl Nodes {
     /// Enters what servers before have told the kernel, as the ledger has it. Objects are looked for when
     /// they are first used.
     pub fn take_on(&self, store: &dyn Store) {
-        let mut table = self.table.lock();
-        let all = table.ledger.nodes.all();
-        let numbers: Vec<u64> = all.iter().map(|(_, node)| node.facts.nodeid).collect();
-        let by_number = |entry: (NodeSlot, CarriedNode)| (entry.1.facts.nodeid, entry);
-        let mut left: HashMap<_, _> = all.into_iter().map(by_number).collect();
-        for number in numbers {
-            // The way up, so that parents come first. Nothing is met twice, so it ends.
-            let (mut way, mut at) = (Vec::new(), number);
-            while let Some((slot, node)) = left.remove(&at) {
-                at = node.place.as_ref().map_or(ROOT, |(parent, _)| *parent);
-                way.push((slot, node));
-            }
-            for (slot, node) in way.into_iter().rev() {
-                table.carry(store, slot, node);
-            }
-        }
+        self.table.lock().take_on(store);
     }
 
     /// The inode of a number.
@@ -337,375 +292,5 @@ impl Nodes {
     }
 }
 
-impl Slot {
-    fn is_idle(&self) -> bool {
-        self.inode.nodeid != ROOT && !self.inode.is_open() && !self.names.is_empty()
-    }
-}
-
-impl Table {
-    /// The number of this object. Where ids have no tag, another kind tells that the inode number
-    /// is used again.
-    fn find(&self, attr: &Attr) -> Option<u64> {
-        let nodeid = self.by_image.get(&attr.id).copied()?;
-        let same_kind = self.slots.get(&nodeid)?.inode.kind == attr.kind;
-        same_kind.then_some(nodeid)
-    }
-
-    fn add(&mut self, node: Node, token: &[u8], attr: &Attr) -> u64 {
-        let ino = attr.id.ino;
-        let usable = ino > ROOT && ino < SYNTHETIC_FIRST && !self.slots.contains_key(&ino);
-        let nodeid = if usable {
-            ino
-        } else {
-            SYNTHETIC_FIRST + self.ledger.next_synthetic()
-        };
-        let carried = self.ledger.nodes.add(&NodeFacts {
-            nodeid,
-            ino,
-            tag: attr.id.tag,
-            kind: attr.kind.number(),
-            token: token.to_vec(),
-        });
-        let inode = Inode::new(nodeid, attr.id, attr.kind, node, Some(*attr));
-        self.insert(inode, 0, carried);
-        nodeid
-    }
-
-    /// Enters an inode of the ledger, after its parent.
-    fn carry(&mut self, store: &dyn Store, slot: NodeSlot, carried: CarriedNode) {
-        let entered = match carried.lookups {
-            0 => None, // its server died before it told the kernel
-            _ => self.carried(store, &carried),
-        };
-        let Some((inode, place)) = entered else {
-            return self.ledger.nodes.remove(slot);
-        };
-        let nodeid = inode.nodeid;
-        self.insert(inode, carried.lookups, Some(slot));
-        if let Some(place) = place {
-            self.name(place, nodeid);
-        }
-    }
-
-    fn carried(
-        &self,
-        store: &dyn Store,
-        carried: &CarriedNode,
-    ) -> Option<(Arc<Inode>, Option<Name>)> {
-        let NodeFacts {
-            nodeid, ino, tag, ..
-        } = carried.facts;
-        let (id, kind) = (ImageId { ino, tag }, Kind::of_number(carried.facts.kind)?);
-        let place = carried.place.clone();
-        let place = place.map(|(parent, name)| (parent, OsString::from_vec(name)));
-        let place = place.filter(|(parent, _)| self.slots.contains_key(parent));
-        let parent = place.as_ref().and_then(|(parent, name)| {
-            let slot = self.slots.get(parent)?;
-            Some((&slot.inode.node, name.as_os_str()))
-        });
-        let token = &carried.facts.token;
-        let node: StoreResult<Node> = store.node_of(id, kind, token, parent);
-        let inode = Inode::new(nodeid, id, kind, node.ok()?, None);
-        Some((inode, place))
-    }
-
-    fn insert(&mut self, inode: Arc<Inode>, lookups: u64, carried: Option<NodeSlot>) {
-        let (nodeid, id) = (inode.nodeid, inode.id);
-        let slot = Slot {
-            inode,
-            lookups,
-            names: Vec::new(),
-            carried,
-        };
-        self.slots.insert(nodeid, slot);
-        self.by_image.insert(id, nodeid);
-    }
-
-    /// One reference more to an inode that is in the table.
-    fn refer(&mut self, nodeid: u64) -> Arc<Inode> {
-        let slot = self.slots.get_mut(&nodeid);
-        let slot = slot.expect("every number that is found or added has a slot");
-        slot.lookups += 1;
-        if let Some(carried) = slot.carried {
-            self.ledger.nodes.set_lookups(carried, slot.lookups);
-        }
-        slot.inode.clone()
-    }
-
-    /// Writes the name that counts of a slot whose names have changed.
-    fn note_place(&self, slot: &Slot) {
-        if let Some(carried) = slot.carried {
-            let place = slot.names.last();
-            let place = place.map(|(parent, name)| (*parent, name.as_bytes()));
-            self.ledger.nodes.set_place(carried, place);
-        }
-    }
-
-    fn remove(&mut self, nodeid: u64) -> Option<Slot> {
-        let slot = self.slots.remove(&nodeid)?;
-        if let Some(carried) = slot.carried {
-            self.ledger.nodes.remove(carried);
-        }
-        if self.by_image.get(&slot.inode.id) == Some(&nodeid) {
-            self.by_image.remove(&slot.inode.id);
-        }
-        for name in &slot.names {
-            self.names.remove(name);
-        }
-        Some(slot)
-    }
-
-    fn name(&mut self, name: Name, nodeid: u64) {
-        if self.names.get(&name) == Some(&nodeid) {
-            return;
-        }
-        self.unname(&name);
-        if let Some(slot) = self.slots.get_mut(&nodeid) {
-            slot.names.push(name.clone());
-            self.names.insert(name, nodeid);
-        }
-        if let Some(slot) = self.slots.get(&nodeid) {
-            self.note_place(slot);
-        }
-    }
-
-    /// Removes a name; returns what it led to.
-    fn unname(&mut self, name: &Name) -> Option<u64> {
-        let nodeid = self.names.remove(name)?;
-        if let Some(slot) = self.slots.get_mut(&nodeid) {
-            slot.names.retain(|other| other != name);
-        }
-        if let Some(slot) = self.slots.get(&nodeid) {
-            self.note_place(slot);
-        }
-        Some(nodeid)
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::store::Timestamp;
-
-    fn attr(ino: u64, tag: u64) -> Attr {
-        Attr {
-            id: ImageId { ino, tag },
-            kind: Kind::File,
-            mode: 0o600,
-            nlink: 1,
-            uid: 0,
-            gid: 0,
-            rdev: 0,
-            size_bytes: 0,
-            blocks: 0,
-            blksize: 4096,
-            atime: Timestamp::default(),
-            mtime: Timestamp::default(),
-            ctime: Timestamp::default(),
-        }
-    }
-
-    fn node() -> Node {
-        Node(Arc::new(()))
-    }
-
-    fn enter(nodes: &Nodes, name: &str, ino: u64, tag: u64) -> Arc<Inode> {
-        enter_in(nodes, ROOT, name, &attr(ino, tag))
-    }
-
-    fn enter_in(nodes: &Nodes, parent: u64, name: &str, attr: &Attr) -> Arc<Inode> {
-        nodes.enter(parent, OsStr::new(name), node(), None, attr)
-    }
-
-    fn ledger() -> Arc<Ledger> {
-        Arc::new(Ledger::new().expect("memory"))
-    }
-
-    #[test]
-    fn hard_links_share_a_number_and_a_reused_inode_number_gets_another() {
-        let nodes = Nodes::new(node(), 100, ledger());
-        let a = enter(&nodes, "a", 7, 1);
-        let b = enter(&nodes, "b", 7, 1);
-        assert_eq!((a.nodeid, b.nodeid), (7, 7));
-        let reused = enter(&nodes, "c", 7, 2);
-        assert_ne!(reused.nodeid, 7);
-        assert_ne!(enter(&nodes, "d", ROOT, 1).nodeid, ROOT);
-    }
-
-    #[test]
-    fn an_inode_lives_until_every_reference_is_given_back() {
-        let nodes = Nodes::new(node(), 100, ledger());
-        enter(&nodes, "a", 7, 1);
-        enter(&nodes, "a", 7, 1);
-        nodes.forget(7, 1);
-        assert!(nodes.get(7).is_some());
-        nodes.forget(7, 1);
-        assert!(nodes.get(7).is_none());
-        assert!(nodes.child(ROOT, OsStr::new("a")).is_none());
-        nodes.forget(ROOT, 5);
-        assert!(nodes.get(ROOT).is_some());
-    }
-
-    #[test]
-    fn names_follow_renames_and_exchanges() {
-        let nodes = Nodes::new(node(), 100, ledger());
-        let dir = enter(&nodes, "dir", 5, 1).nodeid;
-        enter(&nodes, "a", 7, 1);
-        nodes.renamed((ROOT, OsStr::new("a")), (dir, OsStr::new("b")), false);
-        assert_eq!(nodes.path(7), Path::new("dir/b"));
-        enter(&nodes, "c", 8, 1);
-        nodes.renamed((ROOT, OsStr::new("c")), (dir, OsStr::new("b")), true);
-        assert_eq!(nodes.path(8), Path::new("dir/b"));
-        assert_eq!(nodes.path(7), Path::new("c"));
-        nodes.renamed((dir, OsStr::new("b")), (ROOT, OsStr::new("c")), false);
-        assert_eq!(nodes.path(7), Path::new(""));
-        assert_eq!(nodes.path(8), Path::new("c"));
-    }
-
-    #[test]
-    fn the_oldest_that_are_not_open_are_given_up_first() {
-        let nodes = Nodes::new(node(), 32, ledger());
-        for ino in 10..50 {
-            enter(&nodes, &format!("f{ino}"), ino, 1);
-        }
-        nodes.get(10).expect("known").opened();
-        assert!(nodes.wait_until_crowded());
-        let names = nodes.oldest_names();
-        assert_eq!(names.len(), 41 - 28);
-        assert_eq!(names[0], (ROOT, "f11".into()));
-        assert_eq!(nodes.oldest_names()[0], (ROOT, "f24".into()));
-        nodes.close();
-        assert!(!nodes.wait_until_crowded());
-    }
-
-    /// The table as the next server has it.
-    fn successor(ledger: &Ledger, store: &dyn Store) -> Nodes {
-        use std::os::fd::AsFd;
-        let memory = ledger.memory().as_fd().try_clone_to_owned();
-        let ledger = Ledger::open(memory.expect("a descriptor")).expect("a ledger");
-        let nodes = Nodes::new(store.root(), 100, Arc::new(ledger));
-        nodes.take_on(store);
-        nodes
-    }
-
-    /// What the kernel can tell of a table: numbers, identities, references, and one name of each.
-    fn seen(nodes: &Nodes) -> Vec<(u64, ImageId, Kind, u64, Option<Name>, PathBuf)> {
-        let facts = |nodes: &Nodes| {
-            let table = nodes.table.lock();
-            let slots = table.slots.values();
-            let of = |slot: &Slot| {
-                let inode = &slot.inode;
-                let name = slot.names.last().cloned();
-                (inode.nodeid, inode.id, inode.kind, slot.lookups, name)
-            };
-            slots.map(of).collect::<Vec<_>>()
-        };
-        let mut all: Vec<_> = facts(nodes)
-            .into_iter()
-            .map(|(nodeid, id, kind, lookups, name)| {
-                (nodeid, id, kind, lookups, name, nodes.path(nodeid))
-            })
-            .collect();
-        all.sort_by_key(|entry| entry.0);
-        all
-    }
-
-    #[derive(Clone, Debug)]
-    enum Step {
-        Enter(u64, u8, u64, bool),
-        Forget(u64, u64),
-        Remove(u64, u8),
-        Rename((u64, u8), (u64, u8), bool),
-    }
-
-    /// As the kernel does, nothing is forgotten that has children, and only directories have them.
-    fn take(nodes: &Nodes, step: &Step) {
-        let name = |name: u8| OsString::from(format!("n{name}"));
-        let dir = |dir: u64| match nodes.get(dir) {
-            Some(inode) if inode.kind == Kind::Dir => dir,
-            _ => ROOT,
-        };
-        match *step {
-            Step::Enter(parent, called, ino, is_dir) => {
-                let kind = if is_dir { Kind::Dir } else { Kind::File };
-                let attr = Attr {
-                    kind,
-                    ..attr(ino, u64::from(is_dir))
-                };
-                let parent = dir(parent);
-                let within = |at: u64| nodes.path(at).starts_with(nodes.path(ino));
-                if !(is_dir && (ino == parent || within(parent))) {
-                    let token = [called; 20];
-                    nodes.enter(parent, &name(called), node(), Some(&token), &attr);
-                }
-            }
-            Step::Forget(nodeid, count) => {
-                let has_children =
-                    (nodes.table.lock().names.keys()).any(|(parent, _)| *parent == nodeid);
-                if !has_children && nodeid != ROOT {
-                    nodes.forget(nodeid, count);
-                }
-            }
-            Step::Remove(parent, called) => nodes.name_removed(dir(parent), &name(called)),
-            Step::Rename(from, to, exchange) => {
-                let (from, to) = ((dir(from.0), name(from.1)), (dir(to.0), name(to.1)));
-                let names = ((from.0, &*from.1), (to.0, &*to.1));
-                nodes.renamed(names.0, names.1, exchange);
-            }
-        }
-    }
-
-    proptest::proptest! {
-        #![proptest_config(proptest::prelude::ProptestConfig {
-            cases: 200,
-            failure_persistence: None,
-            ..Default::default()
-        })]
-        #[test]
-        fn the_next_server_knows_what_this_one_knew(steps in proptest::collection::vec(step(), 1..200)) {
-            let ledger = ledger();
-            let dir = tempfile::tempdir().expect("tempdir");
-            let store = crate::store::dir::DirStore::open(dir.path()).expect("open");
-            let nodes = Nodes::new(store.root(), 100, ledger.clone());
-            for step in &steps {
-                take(&nodes, step);
-            }
-            let next = successor(&ledger, &store);
-            proptest::prop_assert_eq!(seen(&nodes), seen(&next));
-            let after = successor(&ledger, &store);
-            proptest::prop_assert_eq!(seen(&nodes), seen(&after));
-        }
-    }
-
-    fn step() -> impl proptest::strategy::Strategy<Value = Step> {
-        use proptest::prelude::*;
-        let ino = || prop_oneof![Just(ROOT), 2..12u64];
-        prop_oneof![
-            4 => (ino(), 0..6u8, 1..12u64, any::<bool>())
-                .prop_map(|(parent, name, ino, is_dir)| Step::Enter(parent, name, ino, is_dir)),
-            2 => (ino(), 1..4u64).prop_map(|(nodeid, count)| Step::Forget(nodeid, count)),
-            1 => (ino(), 0..6u8).prop_map(|(parent, name)| Step::Remove(parent, name)),
-            2 => ((ino(), 0..6u8), (ino(), 0..6u8), any::<bool>())
-                .prop_map(|(from, to, exchange)| Step::Rename(from, to, exchange)),
-        ]
-    }
-
-    #[test]
-    fn what_was_never_told_is_not_taken_on() {
-        let ledger = ledger();
-        let dir = tempfile::tempdir().expect("tempdir");
-        let store = crate::store::dir::DirStore::open(dir.path()).expect("open");
-        let facts = NodeFacts {
-            nodeid: 9,
-            ino: 9,
-            tag: 1,
-            kind: 0,
-            token: Vec::new(),
-        };
-        ledger.nodes.add(&facts).expect("room");
-        let next = successor(&ledger, &store);
-        assert!(next.get(9).is_none());
-        assert!(ledger.nodes.all().is_empty());
-    }
-}
+mod tests;

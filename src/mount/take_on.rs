@@ -11,8 +11,9 @@
 //!    for it get an error, and its release is a release.
 //!
 //! # Waiting
-//! For the files of a store that does not answer only so long; the others are served then, and what is
-//! late comes when it comes.
+//! A store that hangs is not waited for: what this host last heard of a file stands in for its attributes,
+//! as its server before would have gone on with them. What is late all the same comes when it comes, and
+//! the others are served meanwhile.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -27,10 +28,13 @@ use super::files::OpenFile;
 use super::listing::OpenDir;
 use crate::handover::ledger::files::{CarriedFile, FileSlot};
 use crate::image::plane::{Seat, Why};
-use crate::store::{Caller, Error, OpenMode, Result};
+use crate::store::{Attr, Caller, Error, OpenMode, Result, StoreFile};
 
-/// How long the files of a hanging store keep the others waiting.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long files that are late keep the others waiting; long enough to see that a store hangs.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// A file of the store, and its attributes.
+type StoreOpened = (Arc<dyn StoreFile>, Attr);
 
 /// Files that servers before have opened and that are not taken on, by number.
 #[derive(Default)]
@@ -175,44 +179,56 @@ impl Core {
         held: Option<OwnedFd>,
         told: Sender<()>,
     ) {
-        let (worker, core) = (self.clone(), self.clone());
-        let number = carried.number;
-        let work = move || worker.carried_file(slot, &carried, held);
-        let done = move |file: Result<OpenFile>| {
-            core.taken_on(number, file);
+        let (worker, knower, core) = (self.clone(), self.clone(), self.clone());
+        let (carried, held) = (Arc::new(carried), held.map(Arc::new));
+        let (asked, known) = (carried.clone(), (carried.clone(), held.clone()));
+        let work = move || {
+            let file = worker.carried_file(&asked, held.as_deref())?;
+            let attr = file.attr()?;
+            Ok((file, attr))
+        };
+        let fallback = move || {
+            let file = knower
+                .carried_file(&known.0, Some(known.1.as_deref()?))
+                .ok()?;
+            let attr = file.known_attr().ok()?;
+            Some((file, attr))
+        };
+        let done = move |found: Result<StoreOpened>| {
+            let file = found.and_then(|found| core.joined(slot, &carried, found));
+            core.taken_on(carried.number, file);
             let _ = told.send(()); // nobody waits any more for what comes late
         };
-        self.executor.submit("take on", work, done);
+        self.executor.submit_or("take on", work, done, fallback);
     }
 
-    /// Blocks on the store.
+    /// The store's file; asks the store only where none was held.
     fn carried_file(
+        &self,
+        carried: &CarriedFile,
+        held: Option<&OwnedFd>,
+    ) -> Result<Arc<dyn StoreFile>> {
+        let (inode, mode) = (self.inode(carried.nodeid)?, mode_of(carried));
+        let Some(held) = held else {
+            return self.store.open(&self.callers.own(), &inode.node, mode);
+        };
+        let who = Caller {
+            uid: carried.uid,
+            gid: carried.gid,
+            groups: carried.groups.as_slice().into(),
+        };
+        let held = held.try_clone()?;
+        self.store.adopt_file(&who, &inode.node, mode, held)
+    }
+
+    /// The file joins its image and sits down. Blocks on flash.
+    fn joined(
         &self,
         slot: FileSlot,
         carried: &CarriedFile,
-        held: Option<OwnedFd>,
+        (file, attr): StoreOpened,
     ) -> Result<OpenFile> {
-        let mode = OpenMode {
-            read: carried.read,
-            write: carried.write,
-            sync: carried.sync,
-        };
-        let inode = self.inode(carried.nodeid)?;
-        let file = match held {
-            Some(held) => {
-                let who = Caller {
-                    uid: carried.uid,
-                    gid: carried.gid,
-                    groups: carried.groups.as_slice().into(),
-                };
-                self.store.adopt_file(&who, &inode.node, mode, held)?
-            }
-            None => {
-                let own = self.callers.own();
-                self.store.open(&own, &inode.node, mode)?
-            }
-        };
-        let attr = file.attr()?;
+        let (inode, mode) = (self.inode(carried.nodeid)?, mode_of(carried));
         inode.remember(&attr);
         let seat = || match carried.backing {
             // Gone if the kernel has closed it meanwhile.
@@ -240,9 +256,8 @@ impl Core {
     fn taken_on(&self, number: u64, file: Result<OpenFile>) {
         match file {
             Ok(file) => {
-                let file = Arc::new(file);
                 // Entered first, so that it is never neither here nor missing.
-                let entered = self.files.insert(number, file).is_ok();
+                let entered = self.files.insert(number, Arc::new(file)).is_ok();
                 if self.missing.remove(number).is_none() && entered {
                     self.close_file(number); // the kernel has closed it meanwhile
                 }
@@ -253,5 +268,13 @@ impl Core {
                 }
             }
         }
+    }
+}
+
+fn mode_of(carried: &CarriedFile) -> OpenMode {
+    OpenMode {
+        read: carried.read,
+        write: carried.write,
+        sync: carried.sync,
     }
 }

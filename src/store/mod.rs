@@ -365,6 +365,8 @@ pub trait StoreFile: Send + Sync {
     fn seek(&self, offset_bytes: u64, whence: i32) -> Result<u64>;
     /// Fresh attributes, read through this descriptor.
     fn attr(&self) -> Result<Attr>;
+    /// Attributes as this host last heard of them. Does not ask a store that hangs.
+    fn known_attr(&self) -> Result<Attr>;
     /// copy_file_range(2) into `target`, a file of the same store; returns the bytes copied.
     /// EXDEV or EOPNOTSUPP where the store cannot: the kernel then copies by read and write.
     fn copy_range(

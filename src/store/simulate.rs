@@ -203,7 +203,7 @@ struct SimulatedFile {
 
 impl Simulated {
     fn file(&self, inner: Arc<dyn StoreFile>) -> Result<Arc<dyn StoreFile>> {
-        let id = inner.attr()?.id;
+        let id = inner.known_attr()?.id;
         Ok(Arc::new(SimulatedFile {
             inner,
             link: self.link.clone(),
@@ -270,6 +270,10 @@ impl StoreFile for SimulatedFile {
     fn attr(&self) -> Result<Attr> {
         self.link.pass();
         Ok(self.link.dated(self.inner.attr()?))
+    }
+
+    fn known_attr(&self) -> Result<Attr> {
+        Ok(self.link.dated(self.inner.known_attr()?))
     }
 
     fn copy_range(

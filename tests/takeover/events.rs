@@ -76,7 +76,14 @@ impl Hand<'_> {
         let seen = Instant::now();
         let done = || self.reads.done_since(seen) && self.writes.done_since(seen);
         self.wait("no I/O", || done().then_some(()))?;
-        let pause = |probes: &Probes| probes.pause(begun, seen).unwrap_or_default();
+        let pause = |probes: &Probes| {
+            let (begin, end) = probes.met(begun, seen).unwrap_or((begun, begun));
+            match event {
+                Event::Kill => end - begun,
+                // Its command does much before anybody has to wait.
+                Event::Upgrade => end - begin,
+            }
+        };
         Ok((pause(self.reads), pause(self.writes)))
     }
 
@@ -92,7 +99,7 @@ impl Hand<'_> {
     /// To the same binary.
     fn upgrade(&self) -> Result<(), String> {
         let output = Command::new(crate::rig::daemon::program())
-            .args(["upgrade", "--mountpoint", text(self.daemon.mountpoint())])
+            .args(["upgrade", text(self.daemon.mountpoint())])
             .stdin(Stdio::null())
             .output()
             .map_err(|error| format!("flashside upgrade: {error}"))?;

@@ -69,6 +69,7 @@ fn run(image: &Path, report: &Path, args: &[&str]) -> Result<Value, String> {
         .arg(format!("--size={IMAGE_MIB}M"))
         .arg(format!("--filename={}", text(image)))
         .arg(format!("--output={}", text(report)))
+        .current_dir(report.parent().unwrap_or(image)) // where it leaves what it leaves
         .stdin(Stdio::null())
         .output()
         .map_err(|error| format!("fio: {error}"))?;

@@ -109,6 +109,9 @@ fn report(outcome: &mut Outcome) {
     );
     outcome.kills.print("kill");
     outcome.upgrades.print("upgrade");
+    let [reads, writes] = &mut outcome.probes;
+    pauses::print("any read of the probers", reads);
+    pauses::print("any write of the probers", writes);
     if let [Some(before), Some(after)] = outcome.states {
         println!(
             "{} restarts, {} requests sent again; the golden image: {}",

@@ -1,7 +1,8 @@
 //! Pauses, and their distribution.
 //!
-//! A pause is the time from the event to the end of the I/O that met it: the longest one that was in flight
-//! at the event, or began before the successor was seen to serve.
+//! The pause of a kill is the time from the kill to the end of the I/O that met it: the longest one that was
+//! in flight at the kill, or began before the successor was seen to serve. The pause of an upgrade is the
+//! whole time of that I/O.
 
 use std::time::Duration;
 
@@ -25,20 +26,23 @@ impl Pauses {
 
     /// Two lines: of reads of flash, of writes to the store.
     pub fn print(&mut self, event: &str) {
-        for (what, pauses) in [("read", &mut self.reads), ("write", &mut self.writes)] {
-            pauses.sort_unstable();
-            let ms = |permille| share(pauses, permille).as_secs_f64() * 1e3;
-            println!(
-                "pause of a {what} after a {event}: p50 {:.1} ms, p90 {:.1} ms, p99 {:.1} ms, max {:.1} ms \
-                 ({} events)",
-                ms(500),
-                ms(900),
-                ms(990),
-                ms(1000),
-                pauses.len(),
-            );
-        }
+        print(&format!("pause of a read at a {event}"), &mut self.reads);
+        print(&format!("pause of a write at a {event}"), &mut self.writes);
     }
+}
+
+/// One line on the distribution of these times.
+pub fn print(what: &str, times: &mut [Duration]) {
+    times.sort_unstable();
+    let ms = |permille| share(times, permille).as_secs_f64() * 1e3;
+    println!(
+        "{what}: p50 {:.1} ms, p90 {:.1} ms, p99 {:.1} ms, max {:.1} ms (of {})",
+        ms(500),
+        ms(900),
+        ms(990),
+        ms(1000),
+        times.len(),
+    );
 }
 
 /// The smallest of sorted values that so many permille of them do not exceed.

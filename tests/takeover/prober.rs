@@ -27,17 +27,22 @@ pub struct Probes {
 }
 
 impl Probes {
-    /// The pause of an event: from `event` to the end of the longest I/O that was in flight then or began
-    /// before `over`, when the successor was seen to serve.
-    pub fn pause(&self, event: Instant, over: Instant) -> Option<Duration> {
+    /// The I/O that met an event: the longest of those that were in flight at `event`, or began before
+    /// `over`, when the successor was seen to serve; its begin and its end.
+    pub fn met(&self, event: Instant, over: Instant) -> Option<(Instant, Instant)> {
         let times = self.times.lock().expect("nobody panics under this lock");
         let of_event = times
             .iter()
             .rev()
             .take_while(|(_, end)| *end > event)
             .filter(|(begin, _)| *begin < over);
-        let longest = of_event.max_by_key(|(begin, end)| *end - *begin);
-        longest.map(|(_, end)| *end - event)
+        of_event.max_by_key(|(begin, end)| *end - *begin).copied()
+    }
+
+    /// How long all I/Os took, events or not.
+    pub fn durations(&self) -> Vec<Duration> {
+        let times = self.times.lock().expect("nobody panics under this lock");
+        times.iter().map(|(begin, end)| *end - *begin).collect()
     }
 
     /// Whether an I/O that began after `moment` has ended.
@@ -46,13 +51,16 @@ impl Probes {
         times.last().is_some_and(|(begin, _)| *begin > moment)
     }
 
-    fn time(&self, tally: &Tally, what: &str, io: impl FnOnce() -> io::Result<()>) {
+    /// One I/O; whether it succeeded.
+    fn time(&self, tally: &Tally, what: &str, io: impl FnOnce() -> io::Result<()>) -> bool {
         let begin = Instant::now();
-        if tally.call(what, io).is_some() {
+        let done = tally.call(what, io).is_some();
+        if done {
             let mut times = self.times.lock().expect("nobody panics under this lock");
             times.push((begin, Instant::now()));
         }
         std::thread::sleep(REST);
+        done
     }
 }
 
@@ -64,10 +72,11 @@ pub fn read(image: &Path, probes: &Probes, tally: &Tally) {
     let (mut rng, mut page) = (Rng::new(1), Aligned::new(PAGE));
     while !tally.is_over() {
         let at = rng.below(PART_BYTES / PAGE as u64) * PAGE as u64;
-        probes.time(tally, "probing by a read", || {
+        if probes.time(tally, "probing by a read", || {
             file.read_exact_at(&mut page, at)
-        });
-        check(&page, at, 0, tally);
+        }) {
+            check(&page, at, 0, tally);
+        }
     }
 }
 

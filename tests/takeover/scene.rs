@@ -50,6 +50,8 @@ pub struct Outcome {
     pub states: [Option<State>; 2],
     /// What an immutable image is read on.
     pub planes: String,
+    /// What each read and each write of the probers took.
+    pub probes: [Vec<Duration>; 2],
 }
 
 /// The store and the daemon.
@@ -144,6 +146,7 @@ impl Scene {
             upgrades,
             states,
             planes,
+            probes: [reads.durations(), writes.durations()],
         }
     }
 

@@ -3,12 +3,16 @@
 //! A slot is one piece of memory: a page for the head of the reply, then the pages that are read. The
 //! head is put right before the first wanted byte, so that a reply is one write of one piece.
 //!
+//! The bytes of a reply are there when it goes out: they have just been read or written, and stay
+//! ([`crate::io::resident`]).
+//!
 //! *Invariant*: a slot is either free or in the hands of whoever took it; nobody else touches its bytes.
 
 use std::io;
 use std::ops::Range;
 
 use crate::io::region::Region;
+use crate::io::resident::keep_resident_when_used;
 
 /// Room before the pages, for the head of a reply.
 const HEAD_ROOM: usize = 4096;
@@ -58,8 +62,10 @@ impl Slots {
             let stride = class.stride();
             (0..class.count).rev().map(|n| from + n * stride).collect()
         };
+        let mut memory = Region::new(total)?;
+        keep_resident_when_used(memory.bytes_mut());
         Ok(Slots {
-            memory: Region::new(total)?,
+            memory,
             free_small: places(&SMALL, 0),
             free_large: places(&LARGE, large_from),
         })

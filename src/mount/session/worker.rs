@@ -31,6 +31,7 @@ use super::slots::{Slot, Slots};
 use super::turns::{Turn, Turns};
 use super::wire::{InHeader, ReadIn, WRITE_HEAD_BYTES, WRITE_KILL_SUIDGID, WriteIn, opcode};
 use crate::image::{Begun, Hit, PendingRead};
+use crate::io::resident::keep_resident;
 use crate::io::sync::read_now;
 use crate::io::{Buffer, Engine, Read};
 use crate::logs;
@@ -73,6 +74,8 @@ pub struct Worker {
     under_way: Vec<Option<UnderWay>>,
     free_tickets: Vec<u32>,
     request: Buffer,
+    /// The request's memory is there and stays: see [`crate::io::resident`].
+    is_resident: bool,
     turn: Turn,
     /// A helper that was not needed looks once more before it leaves.
     retiring: bool,
@@ -109,6 +112,7 @@ impl Worker {
             under_way: Vec::new(),
             free_tickets: Vec::new(),
             request: Buffer::new(4096 + PAYLOAD_BYTES_MAX),
+            is_resident: false,
             turn: Turn::Leader,
             retiring: false,
         })
@@ -118,6 +122,7 @@ impl Worker {
     pub fn run(mut self) {
         while let Some(turn) = self.turns.take() {
             self.turn = turn;
+            self.be_resident();
             if self.serve() == Went::Ended {
                 self.turns.end();
             }
@@ -125,6 +130,13 @@ impl Worker {
         if !self.answer_all() {
             log::warn!("flash does not end reads that were begun; their memory is left to it");
             std::mem::forget(self);
+        }
+    }
+
+    /// A spare that never serves needs no memory.
+    fn be_resident(&mut self) {
+        if !std::mem::replace(&mut self.is_resident, true) {
+            keep_resident(self.request.bytes_mut());
         }
     }
 

@@ -89,6 +89,18 @@ impl DirFile {
         Ok(fd)
     }
 
+    /// With `flags` of statx(2).
+    fn stat(&self, flags: i32) -> Result<Attr> {
+        let id = self.node.id();
+        self.run(|fd| {
+            let stat = calls::stat(fd, flags)?;
+            match id {
+                Some(id) => Ok(attr(id, &stat)),
+                None => self.tree.attr(&self.node, &stat),
+            }
+        })
+    }
+
     /// EIO once for every time that unsynced data may have been lost.
     fn tell_losses(&self) -> Result<()> {
         let losses = self.node.losses();
@@ -154,14 +166,11 @@ impl StoreFile for DirFile {
     }
 
     fn attr(&self) -> Result<Attr> {
-        let id = self.node.id();
-        self.run(|fd| {
-            let stat = calls::stat(fd, libc::AT_STATX_FORCE_SYNC)?;
-            match id {
-                Some(id) => Ok(attr(id, &stat)),
-                None => self.tree.attr(&self.node, &stat),
-            }
-        })
+        self.stat(libc::AT_STATX_FORCE_SYNC)
+    }
+
+    fn known_attr(&self) -> Result<Attr> {
+        self.stat(libc::AT_STATX_DONT_SYNC)
     }
 
     fn copy_range(
