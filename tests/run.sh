@@ -103,6 +103,8 @@ run "formatting" 60 cargo fmt --all --check
 run "clippy" 900 cargo clippy --locked --all-targets -- -D warnings
 run "build" 900 cargo build --locked
 run "cargo test: units, models, mounts, kill -9, power cuts" 1800 cargo test --locked
+run "mount(8), fstab, installation" 120 tests/fstab.sh
+run "a real systemd" 240 tests/systemd.sh
 run "suites: fsx, pjdfstest, fio" 1800 tests/suites.sh
 run "a real guest" 420 tests/guest.sh
 run "a real guest through kills and upgrades" 420 env "KILLS=${KILLS:-20}" "UPGRADES=${UPGRADES:-5}" tests/guest-takeover.sh

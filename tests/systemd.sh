@@ -227,42 +227,53 @@ reads_directly() {
         in_it bash -c 'exec 4</vms/open/base; getfattr --only-values -n user.flashside.plane /vms/open/base | grep -x passthrough'
 }
 
-# A file that is held open through everything that follows; each check reads on from it, past any cache.
-hold_a_file() {
-    in_it bash -c 'exec 3</vms/disk; echo $$ >/run/holder; exec sleep 600' &
+# Two files that are held open through everything that follows; into one of them a guest writes numbers, as fast
+# as it can, until it meets an error or is told to stop.
+hold_files() {
+    in_it bash -c 'exec 3</vms/disk 4>/vms/numbers; echo $$ >/run/holder
+        while [ ! -e /run/enough ]; do echo $((i += 1)) >&4 || exit; done; touch /run/wrote' &
     holder=$!
-    within 5 in_it test -s /run/holder
+    within 5 in_it test -s /srv/images/numbers
 }
 
-# The held descriptor still reads what the store has.
-held_file_reads() {
-    in_it bash -c 'cmp "/proc/$(cat /run/holder)/fd/3" /srv/images/disk && cd /vms && echo x >"new.$RANDOM"'
+# They still read and write.
+held_files_go_on() {
+    local before
+    in_it bash -c 'cmp "/proc/$(cat /run/holder)/fd/3" /srv/images/disk && cd /vms && echo x >"new.$RANDOM"' || return 1
+    before=$(wc -c <"$trial_dir/store/numbers")
+    within 5 numbers_beyond "$before"
+}
+
+numbers_beyond() { [ "$(wc -c <"$trial_dir/store/numbers")" -gt "$1" ]; }
+
+# Nobody met an error, and no number is missing or doubled.
+nothing_was_lost() {
+    in_it touch /run/enough && wait "$holder" && in_it test -e /run/wrote &&
+        awk '$1 != NR { print "line " NR " is " $0; exit 1 } END { print NR " numbers" }' "$trial_dir/store/numbers"
 }
 
 server_is_replaced() {
-    within 20 stands_by && serving && in_it kill -9 "$pid" && within 20 takes_over "$pid" && held_file_reads &&
+    within 20 stands_by && serving && in_it kill -9 "$pid" && within 20 takes_over "$pid" && held_files_go_on &&
         [ "$(property NRestarts)" = 0 ]
 }
 
 keeper_is_replaced() {
     local before
     within 20 stands_by && before=$(property MainPID) && in_it kill -9 "$before" &&
-        within 60 active_with_other "$before" && held_file_reads
+        within 60 active_with_other "$before" && held_files_go_on
 }
 
 active_with_other() { [ "$(property ActiveState)" = active ] && [ "$(property MainPID)" != "$1" ]; }
 
-reloads() { within 20 stands_by && serving && in_it systemctl reload flashside@vms && takes_over "$pid" && held_file_reads; }
+reloads() { within 20 stands_by && serving && in_it systemctl reload flashside@vms && takes_over "$pid" && held_files_go_on; }
 
 restarts() {
     local before
     within 20 stands_by && before=$(property MainPID) && in_it systemctl restart flashside@vms &&
-        active_with_other "$before" && held_file_reads
+        active_with_other "$before" && held_files_go_on
 }
 
 stops() {
-    kill "$holder" && wait "$holder" 2>/dev/null
-    in_it bash -c 'kill $(cat /run/holder)' 2>/dev/null
     in_it systemctl stop flashside@vms && ! in_it findmnt -n /vms && [ "$(property Result)/$(property ExecMainStatus)" = success/0 ] &&
         [ -z "$(in_it pgrep -f 'config /etc/flashside/vms.toml')" ] && in_it systemctl start flashside@vms && service_is_mounted
 }
@@ -300,11 +311,12 @@ check "libvirtd started after it" guests_were_later
 check "fstab: mounted at boot, after its store" fstab_is_mounted
 check "fstab: x-systemd.automount mounts on demand" mounts_on_demand
 check "hardened: acts for callers, makes nodes, reads directly" hardened_it_does_all
-check "a file is held open" hold_a_file
-check "kill -9 of the serving process: mounted, the file reads on" server_is_replaced
-check "systemctl reload: another server, the file reads on" reloads
-check "systemctl restart: another main process, the file reads on" restarts
-check "kill -9 of the main process: the file reads on" keeper_is_replaced
+check "two files are held open, one is written all the time" hold_files
+check "kill -9 of the serving process: both go on" server_is_replaced
+check "systemctl reload: another server, both go on" reloads
+check "systemctl restart: another main process, both go on" restarts
+check "kill -9 of the main process: both go on" keeper_is_replaced
+check "nobody met an error, no write is lost or doubled" nothing_was_lost
 check "systemctl stop: unmounted and flushed, exit 0" stops
 exposure
 check "power off: guests are saved before the mount goes" powers_off

@@ -67,7 +67,7 @@ impl Holdings {
         let listener = left.listener.try_clone().map_err(Error::Start)?;
         Ok(Holdings {
             devices: left.devices,
-            ledger: Ledger::open(left.ledger).map_err(Error::Start)?,
+            ledger: Ledger::open(left.ledger).map_err(Error::Left)?,
             files: HashMap::new(),
             negotiated: Negotiated {
                 passthrough: left.passthrough,

@@ -59,6 +59,10 @@ pub enum Error {
     },
     #[error("cannot start a server: {0}")]
     Start(io::Error),
+    #[error(
+        "cannot go on with the mount that another version of flashside has left ({0}): install that one again, or unmount"
+    )]
+    Left(io::Error),
     /// In the server's words.
     #[error("{0}")]
     Refused(String),
