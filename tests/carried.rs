@@ -147,6 +147,7 @@ fn a_handle_keeps_the_rights_it_was_opened_with_and_no_more() {
 fn a_server_that_begins_while_the_store_hangs_serves_what_is_on_flash() {
     let Some(mut w) = World::new() else { return };
     make_image(&w.store("image"), 1, MIB);
+    age(&[&w.store("image")]); // what is on flash of a young one is not trusted
     w.faulty_store();
     let Some(mut w) = started(w) else { return };
     let image = open(&w.mnt("image"), true);
