@@ -1,5 +1,5 @@
-//! `mount` without `--foreground`: the program starts itself again as a daemon and
-//! waits until the mount answers.
+//! `mount` without `--foreground`: the program starts itself again as a daemon and waits until the mount
+//! answers.
 //!
 //! # Order of steps
 //! The daemon's stdout is a pipe to the waiting program, its stderr the terminal's. It refuses on
@@ -10,13 +10,14 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::{Error, logging};
+use crate::config::mountinfo;
 
 /// Set in the daemon's environment: its stdout is the pipe.
 const MARK: &str = "FLASHSIDE_BACKGROUND";
@@ -149,12 +150,19 @@ pub fn leave_terminal() {
     }
 }
 
-/// Puts `/dev/null` in the place of stdout and stderr, leaves the working directory and begins a session of its
-/// own. Not before: where systemd mounts on demand, only its own process group gets to the mount point until
-/// something is mounted there.
-fn let_go() -> io::Result<()> {
+/// In the daemon: begins a session of its own, which its servers then belong to as well. Not where somebody
+/// mounts on demand: until something is mounted there, only systemd's own process group gets to the place.
+pub fn leave_session(mountpoint: &Path) {
+    let mount = mountinfo::mounted_at(mountpoint);
+    if mount.is_ok_and(|mount| mount.is_some_and(|mount| mount.fs_type == mountinfo::ON_DEMAND)) {
+        return;
+    }
     // SAFETY: the call touches no memory of this program. An error: it leads a group of its own already.
     unsafe { libc::setsid() };
+}
+
+/// Puts `/dev/null` in the place of stdout and stderr and leaves the working directory.
+fn let_go() -> io::Result<()> {
     std::env::set_current_dir("/")?;
     let null: File = OpenOptions::new().write(true).open("/dev/null")?;
     for descriptor in [libc::STDOUT_FILENO, libc::STDERR_FILENO] {

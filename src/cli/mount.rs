@@ -147,6 +147,9 @@ impl Mount {
             None => Config::new(file.as_ref(), flags)?,
         };
         logging::start(config.log_level);
+        if background::is_daemon() {
+            background::leave_session(&config.mountpoint);
+        }
         stack::prepare_process();
         clean_dead_mount(&mut config)?;
         match keeper::why_not(&config) {
