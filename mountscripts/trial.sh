@@ -3,8 +3,8 @@
 #
 # Touches: the temporary directory, one mount, one daemon, and one loop device where the machine's own
 # filesystems cannot hold a cache.
-# Invariant: a daemon is only ever ended by the process id that the mount's own status named: a keeper in the
-# background leads a group of processes, its servers with it.
+# Invariant: a daemon is only ever ended by the process id that the mount's own status named, the keeper's; its
+# servers are its children.
 
 trial_dir='' trial_pid=''
 trial_cache_bytes=$((3 << 30)) # limit of the cache
@@ -68,10 +68,13 @@ trial_image_counters() {
     done
 }
 
-# Is the process still our daemon, or is one of its servers left? Ids are used again.
-trial_daemon_runs() {
-    [ -n "$trial_pid" ] && grep -qs "^[0-9]* (flashside) [^ZX] [0-9]* $trial_pid " /proc/[0-9]*/stat
+# trial_processes: the keeper and its servers, as far as they run. Ids are used again: by their name too.
+trial_processes() {
+    [ -z "$trial_pid" ] || sed -nE "s/^([0-9]+) \(flashside\) [^ZX] ($trial_pid [0-9]+|[0-9]+ $trial_pid) .*/\1/p; \
+        s/^($trial_pid) \(flashside\) [^ZX] .*/\1/p" /proc/[0-9]*/stat 2>/dev/null | sort -u
 }
+
+trial_daemon_runs() { [ -n "$(trial_processes)" ]; }
 
 # trial_await_daemon_end SECONDS
 trial_await_daemon_end() {
@@ -82,9 +85,19 @@ trial_await_daemon_end() {
     done
 }
 
-# trial_kill: ends the daemon with SIGKILL, keeper and servers. The dead mount stays until trial_drop_mount.
+# trial_kill: ends the daemon with SIGKILL, keeper and servers. The dead mount stays until trial_drop_mount. The
+# keeper is stopped first, so that it starts nobody meanwhile.
 trial_kill() {
-    kill -9 -- "-$trial_pid" && trial_await_daemon_end 20 || return 1
+    local process processes tries=200
+    kill -STOP "$trial_pid" && processes=$(trial_processes) || return 1
+    # shellcheck disable=SC2086 # a list
+    kill -9 $processes
+    for process in $processes; do
+        while grep -qs "^$process (.*) [^ZX] " "/proc/$process/stat"; do
+            [ $((tries -= 1)) -gt 0 ] || return 1
+            sleep 0.1
+        done
+    done
     trial_pid=''
 }
 
@@ -105,7 +118,7 @@ trial_mounted() { grep -q " $trial_dir/$1 " /proc/self/mounts; }
 trial_close() {
     [ -n "$trial_dir" ] || return 0
     ! trial_mounted mount || trial_unmount 2>/dev/null || true
-    ! trial_daemon_runs || kill -9 -- "-$trial_pid"
+    ! trial_daemon_runs || trial_kill
     ! trial_mounted mount || umount -l "$trial_dir/mount"
     ! trial_mounted flash || umount "$trial_dir/flash" || umount -l "$trial_dir/flash"
     # Should anything still be mounted, nothing in it is deleted.

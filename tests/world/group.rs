@@ -1,5 +1,7 @@
-//! A daemon's process group: the keeper that was started and the servers that it starts. What ends the
-//! daemon ends the group, and what it costs is what all of them cost.
+//! A daemon's processes: the keeper that was started and the servers that it starts. What ends the
+//! daemon ends them all, and what it costs is what all of them cost. They are one process group; but the
+//! first server of a daemon in the background has left it with its terminal, and is known as the
+//! keeper's child.
 //!
 //! Touches only the groups it was given. Servers outlive their keeper on purpose, so a guard, a shell in
 //! its own group, kills the whole group when this process ends without having done so (^C, kill -9).
@@ -59,7 +61,7 @@ impl Group {
         members(self.leader)
     }
 
-    /// Sends a signal to all of them.
+    /// Sends a signal to all of them, the keeper first.
     pub fn signal(&self, signal: i32) {
         send(self.leader, signal);
     }
@@ -99,19 +101,32 @@ impl Drop for Group {
     }
 }
 
-/// As [`Group::kill`], of a daemon that made its own group because it runs in the background.
+/// As [`Group::kill`], of a daemon that made its own group because it runs in the background. The keeper
+/// is stopped first, so that it starts nobody while its children are looked for.
 pub fn kill(leader: i32) {
     let begun = Instant::now();
-    while !members(leader).is_empty() && begun.elapsed() < END {
-        send(leader, libc::SIGKILL);
+    if !members(leader).is_empty() {
+        signal_one(leader, libc::SIGSTOP);
+    }
+    let mut all = members(leader);
+    while !all.is_empty() && begun.elapsed() < END {
+        all.iter().for_each(|pid| signal_one(*pid, libc::SIGKILL));
         std::thread::sleep(Duration::from_millis(2));
+        all.retain(|pid| stat(*pid).is_some_and(|fields| !has_ended(*pid, &fields)));
+        all.extend(members(leader));
     }
 }
 
-/// As [`Group::signal`].
+/// As [`Group::signal`]. The keeper comes first.
 pub fn send(leader: i32, signal: i32) {
-    // SAFETY: a plain system call; the group is one that this test started, see the invariant.
-    unsafe { libc::kill(-leader, signal) };
+    members(leader)
+        .iter()
+        .for_each(|pid| signal_one(*pid, signal));
+}
+
+fn signal_one(pid: i32, signal: i32) {
+    // SAFETY: a plain system call; the process is of a daemon that this test started, see the invariant.
+    unsafe { libc::kill(pid, signal) };
 }
 
 /// As [`Group::members`].
@@ -125,15 +140,21 @@ pub fn members(leader: i32) -> Vec<i32> {
     found
 }
 
-/// A process that has ended and waits to be reaped does not count; one of whose threads a system call
-/// has not let go yet does.
+/// Of the group, or a child of its leader; and not ended.
 fn belongs(pid: i32, leader: i32) -> bool {
     let Some(fields) = stat(pid) else {
         return false;
     };
+    let leader_text = leader.to_string();
+    let related = fields[1] == leader_text || fields[2] == leader_text;
+    (pid == leader || related) && !has_ended(pid, &fields)
+}
+
+/// A process that has ended and waits to be reaped does not count; one of whose threads a system call
+/// has not let go yet does.
+fn has_ended(pid: i32, fields: &[String]) -> bool {
     let tasks = || fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
-    let ended = || matches!(fields[0].as_str(), "Z" | "X") && tasks() <= 1;
-    fields[2] == leader.to_string() && !ended()
+    matches!(fields[0].as_str(), "Z" | "X") && tasks() <= 1
 }
 
 /// utime, stime, cutime and cstime together.
