@@ -139,6 +139,7 @@ pub fn ready() {
         log::warn!("nobody waits for the mount any more: {error}");
     }
     leave_terminal();
+    begin_session();
 }
 
 /// From now on nobody reads what is written to the terminal: it is let go of, and log lines go to syslog.
@@ -149,12 +150,16 @@ pub fn leave_terminal() {
     }
 }
 
-/// Puts `/dev/null` in the place of stdout and stderr, leaves the working directory and begins a session of its
-/// own. Not before: where systemd mounts on demand, only its own process group gets to the mount point until
-/// something is mounted there.
-fn let_go() -> io::Result<()> {
-    // SAFETY: the call touches no memory of this program. An error: it leads a group of its own already.
+/// In the daemon: a session of its own, which the servers that it starts later share. Not before the mount
+/// where systemd mounts on demand: there only its own process group gets to the mount point until something is
+/// mounted.
+pub fn begin_session() {
+    // SAFETY: the call touches no memory of this program. An error: it leads a session already.
     unsafe { libc::setsid() };
+}
+
+/// Puts `/dev/null` in the place of stdout and stderr, and leaves the working directory.
+fn let_go() -> io::Result<()> {
     std::env::set_current_dir("/")?;
     let null: File = OpenOptions::new().write(true).open("/dev/null")?;
     for descriptor in [libc::STDOUT_FILENO, libc::STDERR_FILENO] {

@@ -146,6 +146,9 @@ impl Mount {
             Some(_) => Config::of_mounted(file.as_ref(), flags)?,
             None => Config::new(file.as_ref(), flags)?,
         };
+        if background::is_daemon() && !config.mounts_on_demand() {
+            background::begin_session();
+        }
         logging::start(config.log_level);
         stack::prepare_process();
         clean_dead_mount(&mut config)?;
