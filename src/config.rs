@@ -203,6 +203,12 @@ impl Config {
         })
     }
 
+    /// True where somebody else waits at the mount point until it is mounted (autofs).
+    pub fn mounts_on_demand(&self) -> bool {
+        let there = mountinfo::mounted_at(&self.mountpoint).ok().flatten();
+        there.is_some_and(|mount| mount.fs_type == mountinfo::ON_DEMAND)
+    }
+
     /// Looks at the mount point again after a dead mount was cleaned away.
     pub fn recheck_mountpoint(&mut self) -> Result<(), Error> {
         let place = check::mountpoint(&self.mountpoint, &self.store)?;

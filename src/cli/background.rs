@@ -1,5 +1,5 @@
-//! `mount` without `--foreground`: the program starts itself again as a daemon and waits until the mount
-//! answers.
+//! `mount` without `--foreground`: the program starts itself again as a daemon and
+//! waits until the mount answers.
 //!
 //! # Order of steps
 //! The daemon's stdout is a pipe to the waiting program, its stderr the terminal's. It refuses on
@@ -10,14 +10,13 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::{Error, logging};
-use crate::config::mountinfo;
 
 /// Set in the daemon's environment: its stdout is the pipe.
 const MARK: &str = "FLASHSIDE_BACKGROUND";
@@ -140,6 +139,7 @@ pub fn ready() {
         log::warn!("nobody waits for the mount any more: {error}");
     }
     leave_terminal();
+    begin_session();
 }
 
 /// From now on nobody reads what is written to the terminal: it is let go of, and log lines go to syslog.
@@ -150,18 +150,15 @@ pub fn leave_terminal() {
     }
 }
 
-/// In the daemon: begins a session of its own, which its servers then belong to as well. Not where somebody
-/// mounts on demand: until something is mounted there, only systemd's own process group gets to the place.
-pub fn leave_session(mountpoint: &Path) {
-    let mount = mountinfo::mounted_at(mountpoint);
-    if mount.is_ok_and(|mount| mount.is_some_and(|mount| mount.fs_type == mountinfo::ON_DEMAND)) {
-        return;
-    }
-    // SAFETY: the call touches no memory of this program. An error: it leads a group of its own already.
+/// In the daemon: a session of its own, which the servers that it starts later share. Not before the mount
+/// where systemd mounts on demand: there only its own process group gets to the mount point until something is
+/// mounted.
+pub fn begin_session() {
+    // SAFETY: the call touches no memory of this program. An error: it leads a session already.
     unsafe { libc::setsid() };
 }
 
-/// Puts `/dev/null` in the place of stdout and stderr and leaves the working directory.
+/// Puts `/dev/null` in the place of stdout and stderr, and leaves the working directory.
 fn let_go() -> io::Result<()> {
     std::env::set_current_dir("/")?;
     let null: File = OpenOptions::new().write(true).open("/dev/null")?;

@@ -146,10 +146,10 @@ impl Mount {
             Some(_) => Config::of_mounted(file.as_ref(), flags)?,
             None => Config::new(file.as_ref(), flags)?,
         };
-        logging::start(config.log_level);
-        if background::is_daemon() {
-            background::leave_session(&config.mountpoint);
+        if background::is_daemon() && !config.mounts_on_demand() {
+            background::begin_session();
         }
+        logging::start(config.log_level);
         stack::prepare_process();
         clean_dead_mount(&mut config)?;
         match keeper::why_not(&config) {
