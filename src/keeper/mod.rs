@@ -92,8 +92,8 @@ pub fn why_not(config: &Config) -> Option<&'static str> {
     }
 }
 
-/// Keeps a mount until it is gone: a new one, or the one that an earlier keeper has `left`. `ready` is called once, when it answers; in the `background` that is
-/// when servers let go of the terminal too.
+/// Keeps a mount until it is gone: a new one, or the one that an earlier keeper has `left`. `ready` is called
+/// once, when it answers; in the `background` that is when servers let go of the terminal too.
 pub fn run(
     config: &Config,
     typed: Typed,
