@@ -432,7 +432,7 @@ fn mistakes_are_told_in_one_sentence() {
         fails(&told("../store/disk"), 1, "in no flashside mount");
     }
     let range = tell(&world, "warm", &["disk"], &["--range", "5"]);
-    fails(&range, 1, "is not a range; write for example");
+    fails(&range, 2, "is not a range; write for example");
     world.unmount();
     let mut command = flashside();
     command.arg("mount").arg(world.store(""));
