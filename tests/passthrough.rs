@@ -99,7 +99,9 @@ fn an_immutable_image_on_flash_is_read_by_the_kernel() {
     assert_eq!(world.count("golden", "reads"), status["reads"]);
     drop(file);
     closed(&world, "golden");
-    assert_eq!(world.count("golden", "pinned_bytes"), 0);
+    wait_until(PATIENCE, "nothing is pinned", || {
+        world.count("golden", "pinned_bytes") == 0
+    });
     check_pattern(&world.mnt("golden"), 1, len);
 }
 
