@@ -9,6 +9,8 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 
+use crate::mount::{notify, opcode};
+
 /// Room for the largest request.
 const REQUEST_BYTES_MAX: usize = (1 << 20) + 4096;
 /// Requests answered before others are looked at.
@@ -16,14 +18,9 @@ const ROUND_MAX: usize = 64;
 /// Who asks says so at once.
 const QUESTION_PATIENCE: Duration = Duration::from_millis(200);
 
-/// Where a request says what it is, and its number; and what gets no answer.
+/// Where a request says what it is, and its number.
 const OPCODE_AT: usize = 4;
 const UNIQUE_AT: usize = 8;
-const FORGET: u32 = 2;
-const INTERRUPT: u32 = 36;
-const BATCH_FORGET: u32 = 42;
-/// The notification that has requests sent again which a dead server has taken.
-const RESEND: i32 = 7;
 
 /// The state, and why.
 pub struct Refusing {
@@ -34,7 +31,7 @@ pub struct Refusing {
 impl Refusing {
     /// Begins to refuse: what dead servers have taken comes again, to be refused.
     pub fn begin(why: String, device: BorrowedFd<'_>) -> Refusing {
-        if let Err(error) = write(device, &head(RESEND, 0)) {
+        if let Err(error) = write(device, &head(notify::RESEND, 0)) {
             log::warn!("the kernel does not send again what was not answered: {error}");
         }
         Refusing {
@@ -99,7 +96,7 @@ fn refuse(device: BorrowedFd<'_>, request: &[u8]) {
     };
     if matches!(
         u32::from_ne_bytes(opcode),
-        FORGET | INTERRUPT | BATCH_FORGET
+        opcode::FORGET | opcode::INTERRUPT | opcode::BATCH_FORGET
     ) {
         return;
     }

@@ -42,7 +42,7 @@ use std::thread;
 use std::time::Duration;
 
 pub use self::portable::Connection;
-pub use self::session::Brake;
+pub use self::session::{Brake, notify, opcode};
 pub use point::{Occupant, clear_dead_mount, occupant, unmount};
 
 use self::core::Core;

@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 
 pub use self::device::Device;
 use self::turns::Turns;
+pub use self::wire::{notify, opcode};
 use self::worker::Worker;
 use super::core::Core;
 use super::kernel::Kernel;
